@@ -1,0 +1,26 @@
+"""Errors a user can mend: the command line prints their text alone, without a traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class JaxlmError(Exception):
+    """What is wrong, where, and what to do about it."""
+
+
+class ConfigError(JaxlmError):
+    """A configuration that cannot be run."""
+
+
+class DataError(JaxlmError):
+    """A source, tokenizer or prepared data set that cannot be read or written."""
+
+
+class CheckpointError(JaxlmError):
+    """A run directory or checkpoint that cannot be read, written or continued."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the known name nearest to `name`, or an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
