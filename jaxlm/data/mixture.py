@@ -1,0 +1,165 @@
+"""Batches as a pure function of (seed, step): no iterator to save, and any step costs the same."""
+
+import hashlib
+import queue
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from jaxlm.data.order import interleaved, shuffled
+from jaxlm.data.packing import Batch, batch_of, row_type, starts_of
+from jaxlm.data.prepare import Prepared
+from jaxlm.data.shards import RowReader
+from jaxlm.errors import ConfigError, DataError
+
+_ROWS_AT_ONCE = 256  # a read of ArrayRecord costs as much as 40 rows, so small batches are read several at once
+
+
+class Batches:
+    """The batches of a split.
+
+    Training rows come without end, in an order shuffled anew each epoch and mixed by `weights`, one a source (none: those of
+    the configuration; none there either: all rows alike, and an epoch shows each once). Validation rows come in order, and
+    the last batch is filled up with rows of weight 0. `shuffle` says otherwise: False reads training rows in order, once.
+
+    `shard=(i, n)` gives process i of n its part, rows i*B/n to (i+1)*B/n, of the same global batch of B. Raises ConfigError
+    where B does not divide by n or weights do not fit the sources, DataError where there are no rows.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        split: str,
+        batch_size: int,
+        seed: int,
+        *,
+        weights: Sequence[float] = (),
+        shard: tuple[int, int] = (0, 1),
+        shuffle: bool | None = None,
+    ):
+        if batch_size < 1 or batch_size % shard[1]:
+            raise ConfigError(f"batch_size = {batch_size} does not divide over {shard[1]} processes: make it a multiple")
+        parts = prepared.split(split).sources
+        if not sum(part.rows for part in parts):
+            raise DataError(f"{prepared.folder} has no {split} rows: set data.validation_fraction or data.validation_sources")
+        self._shuffle = split == "train" if shuffle is None else shuffle
+        parts = parts[: len(prepared.config.sources)] if split == "train" else parts  # those of validation_sources come after
+        self._weights = tuple(weights or prepared.config.weights) if self._shuffle else ()
+        if self._weights and len(self._weights) != len(parts):
+            raise ConfigError(f"{len(self._weights)} weights for {len(parts)} sources: give one each, or none")
+        for part in parts:
+            if self._weights and not part.rows:
+                raise DataError(f"source {part.source!r} has a weight but no {split} rows: leave it out, or give it more text")
+        self._row = row_type(prepared.config.sequence_length, prepared.tokenizer.vocab_size)
+        self._reader = RowReader([shard for part in parts for shard in part.shards], self._row)
+        self._sizes = np.array([part.rows for part in parts])
+        self._batch_size, self._seed, self._pad_id = batch_size, seed, prepared.tokenizer.pad_id
+        self._mine = np.arange(batch_size)[shard[0] * batch_size // shard[1] : (shard[0] + 1) * batch_size // shard[1]]
+        self._steps_at_once = max(1, _ROWS_AT_ONCE // len(self._mine))
+        self._window: tuple[int, np.ndarray | None] = (-1, None)
+        self.num_rows = self._reader.num_rows
+
+    @property
+    def num_batches(self) -> int:
+        """Batches that show every row: all there are of the validation split, an epoch of training rows."""
+        return -(-self.num_rows // self._batch_size)
+
+    def at(self, step: int) -> tuple[Batch, str]:
+        """Return this process's rows of batch `step`, counted from 0, and the hash of their content."""
+        if not self._shuffle and not 0 <= step < self.num_batches:
+            raise IndexError(f"there are {self.num_batches} batches; there is none at {step}")
+        window, offset = divmod(step, self._steps_at_once)
+        held, rows = self._window
+        if window != held:
+            rows = self._read(window * self._steps_at_once)
+            self._window = window, rows
+        count = len(self._mine)
+        batch = batch_of(rows[offset * count : (offset + 1) * count])
+        return batch, combine_hashes(hash_rows(batch))
+
+    def _read(self, step: int) -> np.ndarray:
+        """Return this process's rows of the window of steps that begins with `step`."""
+        steps = np.arange(step, step + self._steps_at_once)
+        places = (steps[:, None] * self._batch_size + self._mine).ravel()
+        if self._shuffle:
+            return self._reader.read(self._numbers(places))
+        rows = np.zeros(len(places), self._row)
+        rows["tokens"] = self._pad_id
+        rows[places < self.num_rows] = self._reader.read(places[places < self.num_rows])
+        return rows
+
+    def _numbers(self, places: np.ndarray) -> np.ndarray:
+        if not self._weights:
+            return shuffled(places, self.num_rows, str(self._seed))
+        numbers = np.empty_like(places)
+        sources, items = interleaved(places, self._weights)
+        starts = np.cumsum(self._sizes) - self._sizes
+        for source in np.unique(sources):
+            here = sources == source
+            order = shuffled(items[here], int(self._sizes[source]), f"{self._seed}/{source}")
+            numbers[here] = starts[source] + order
+        return numbers
+
+
+def hash_rows(batch: Batch) -> list[bytes]:
+    """Return 8 bytes for each row that change with any of its arrays."""
+    side_by_side = np.concatenate([np.ascontiguousarray(array).view(np.int32) for array in batch], axis=1)
+    return [hashlib.blake2b(row, digest_size=8).digest() for row in side_by_side]
+
+
+def combine_hashes(row_hashes: Iterable[bytes]) -> str:
+    """Return 16 hexadecimal digits for a batch from those of its rows in order, whichever processes hold them."""
+    return hashlib.blake2b(b"".join(row_hashes), digest_size=8).hexdigest()
+
+
+def prefetch(batches: Batches, start_step: int, stop_step: int, depth: int = 2) -> Iterator[tuple[Batch, str]]:
+    """Yield `batches.at(step)` from `start_step` up to but without `stop_step`, read up to `depth` ahead by one thread.
+
+    What fails in the thread is raised here, at its step. Closing the generator ends the thread.
+    """
+    ready: queue.Queue = queue.Queue(depth)
+    closed = threading.Event()
+
+    def read() -> None:
+        for step in range(start_step, stop_step):
+            try:
+                result = batches.at(step)
+            except BaseException as error:
+                result = error
+            while not closed.is_set():
+                try:
+                    ready.put(result, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if closed.is_set() or isinstance(result, BaseException):
+                return
+
+    thread = threading.Thread(target=read, name="jaxlm-data", daemon=True)
+    thread.start()
+    try:
+        for _ in range(start_step, stop_step):
+            result = ready.get()
+            if isinstance(result, BaseException):
+                raise result
+            yield result
+    finally:
+        closed.set()
+        thread.join()
+
+
+def show_rows(prepared: Prepared, split: str, rows: Iterable[int]) -> Iterator[list[tuple[int, str]]]:
+    """Yield, for each of the numbered rows of a split, its (segment, text) pairs: what the row holds of each document.
+
+    Rows are numbered in the order of their sources and documents; DataError for a number that is not there.
+    """
+    row = row_type(prepared.config.sequence_length, prepared.tokenizer.vocab_size)
+    reader = RowReader([shard for part in prepared.split(split).sources for shard in part.shards], row)
+    for number in rows:
+        if not 0 <= number < reader.num_rows:
+            raise DataError(f"the {split} split has rows 0 to {reader.num_rows - 1}: there is no row {number}")
+        stored = reader.read(np.array([number]))
+        tokens = stored["tokens"][0, : stored["count"][0]]
+        cuts = np.flatnonzero(starts_of(stored)[0, 1 : len(tokens)]) + 1
+        yield [(segment, prepared.tokenizer.decode(part)) for segment, part in enumerate(np.split(tokens, cuts), start=1)]
