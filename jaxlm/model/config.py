@@ -1,0 +1,145 @@
+"""What a decoder is made of, as values: every difference between published families is one of these fields."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+from jaxlm.config import Range, config
+from jaxlm.errors import ConfigError
+
+Size = Annotated[int, Range(1)]
+Fraction = Annotated[float, Range(0, 1)]
+
+
+@config
+class ModelConfig:
+    """A transformer decoder."""
+
+    vocab_size: Size
+    """Rows of the embedding; at least the tokenizer's vocabulary."""
+    num_layers: Size
+    """Blocks, each an attention and a feed-forward sub-layer."""
+    hidden_size: Size
+    """Width of the residual stream (D)."""
+    num_heads: Size
+    """Query heads (N)."""
+    num_kv_heads: Annotated[int, Range(0)] = 0
+    """Key-value heads (K), a divisor of num_heads: fewer is grouped-query, 1 multi-query attention; 0 means num_heads."""
+    head_dim: Annotated[int, Range(0)] = 0
+    """Size of a head (H); 0 means hidden_size / num_heads."""
+    intermediate_size: Size
+    """Hidden width of the feed-forward sub-layer (F)."""
+    max_length: Size = 2048
+    """The longest sequence: rows of learned positions, and the limit of a cache."""
+
+    activation: Literal["swiglu", "geglu", "gelu", "gelu_tanh", "relu2"] = "swiglu"
+    """Feed-forward non-linearity; swiglu and geglu (tanh form) are gated by a third matrix, relu2 is ReLU squared."""
+    norm: Literal["rms", "layer"] = "rms"
+    """RMSNorm (arXiv:1910.07467) or LayerNorm (arXiv:1607.06450)."""
+    norm_bias: bool = False
+    """LayerNorm with a bias."""
+    norm_plus_one: bool = False
+    """Scale by 1 + w, w starting at zero (Gemma)."""
+    norm_position: Literal["before", "after", "both"] = "before"
+    """Norm at the input of each sub-layer, at its output before the residual sum, or at both."""
+    norm_epsilon: Annotated[float, Range(0, 1)] = 1e-5
+    """Added to the variance (or mean square) under the root."""
+
+    positions: Literal["rope", "learned", "sinusoidal", "none"] = "rope"
+    """How the order of tokens is known."""
+    rope_theta: Annotated[float, Range(1)] = 10_000.0
+    """Base of the rotary frequencies."""
+    rope_fraction: Fraction = 1.0
+    """The part of each head that is rotated (partial RoPE)."""
+    attention_pattern: tuple[Literal["global", "sliding"], ...] = ("global",)
+    """Kinds of attention, repeated over the layers."""
+    sliding_window: Annotated[int, Range(0)] = 0
+    """Positions that a sliding layer sees, the token itself included."""
+    causal: bool = True
+    """Attend to no later position; False makes an encoder's bidirectional attention."""
+    qk_norm: Literal["none", "head", "all"] = "none"
+    """Norm of queries and keys: over each head (Qwen3), or over all heads together (OLMo-2)."""
+    query_scale: Annotated[float, Range(0)] = 0.0
+    """Factor on the attention logits; 0 means head_dim ** -0.5."""
+    attention_softcap: Annotated[float, Range(0)] = 0.0
+    """Attention logits x become c tanh(x / c); 0 is off (Gemma-2, arXiv:2408.00118)."""
+    logit_softcap: Annotated[float, Range(0)] = 0.0
+    """The same for the output logits."""
+    biases: tuple[Literal["q", "k", "v", "o", "gate", "up", "down"], ...] = ()
+    """The projections that have a bias."""
+
+    tie_embeddings: bool = True
+    """The output head is the embedding."""
+    scale_embeddings: bool = False
+    """Multiply embeddings by sqrt(hidden_size)."""
+    dropout: Annotated[float, Range(0, 0.99)] = 0.0
+    """On the embedding and on the output of each sub-layer, in training."""
+    init_std: Annotated[float, Range(0)] = 0.0
+    """Standard deviation of initial matrices; 0 means 1 / sqrt(fan in). Residual outputs are scaled by 1 / sqrt(2 num_layers)."""
+    embedding_init_std: Annotated[float, Range(0)] = 0.02
+    """Standard deviation of initial embeddings."""
+
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of activations and matrix products; auto: bfloat16 on GPU and TPU, float32 on a CPU. Parameters are float32."""
+    attention_kernel: Literal["auto", "plain", "blocked", "cudnn", "splash"] = "auto"
+    """auto: cuDNN on a GPU, splash on a TPU, blocked on a CPU."""
+
+    def check(self) -> None:
+        """Raise ConfigError where fields contradict one another; fill in the sizes given as 0."""
+        if not self.num_kv_heads:
+            object.__setattr__(self, "num_kv_heads", self.num_heads)
+        if not self.head_dim:
+            if self.hidden_size % self.num_heads:
+                raise ConfigError(
+                    f"model.hidden_size = {self.hidden_size} does not divide by model.num_heads = {self.num_heads}: "
+                    f"take {_near_divisor(self.hidden_size, self.num_heads)} heads, or set model.head_dim"
+                )
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_heads)
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(
+                f"model.num_heads = {self.num_heads} does not divide by model.num_kv_heads = {self.num_kv_heads}: "
+                f"take {_near_divisor(self.num_heads, self.num_kv_heads)} key-value heads"
+            )
+        if self.positions == "rope" and (self.rotary_dim % 2 or not self.rotary_dim):
+            raise ConfigError(
+                f"model.rope_fraction = {self.rope_fraction} rotates {self.rotary_dim} of head_dim = {self.head_dim} features: "
+                "the number must be even and above 0"
+            )
+        if not self.attention_pattern:
+            raise ConfigError('model.attention_pattern is empty: name at least one kind, for example ("global",)')
+        if "sliding" in self.attention_pattern and not self.sliding_window:
+            raise ConfigError('model.attention_pattern has "sliding" layers: set model.sliding_window to the positions they see')
+        if self.sliding_window and "sliding" not in self.attention_pattern:
+            raise ConfigError('model.sliding_window is set but model.attention_pattern has no "sliding" layer: add one')
+        if self.norm_bias and self.norm == "rms":
+            raise ConfigError('model.norm_bias needs model.norm = "layer": RMSNorm has no bias')
+        if "gate" in self.biases and not self.gated:
+            raise ConfigError(f'model.biases has "gate", but activation {self.activation!r} has no gate: take it out')
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward sub-layer has a gate matrix."""
+        return self.activation in ("swiglu", "geglu")
+
+    @property
+    def rotary_dim(self) -> int:
+        """Features of a head that RoPE rotates."""
+        return int(self.head_dim * self.rope_fraction)
+
+    def window(self, layer: int) -> int:
+        """Return the window of the attention in this layer; 0 where it sees everything."""
+        return self.sliding_window if self.attention_pattern[layer % len(self.attention_pattern)] == "sliding" else 0
+
+    def for_platform(self, platform: str) -> "ModelConfig":
+        """Return the configuration with every "auto" settled for "cpu", "gpu" (or "cuda") or "tpu"."""
+        dtype = self.compute_dtype
+        if dtype == "auto":
+            dtype = "float32" if platform == "cpu" else "bfloat16"
+        kernel = self.attention_kernel
+        if kernel == "auto":
+            kernel = {"cpu": "blocked", "tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}.get(platform, "plain")
+        return dataclasses.replace(self, compute_dtype=dtype, attention_kernel=kernel)
+
+
+def _near_divisor(number: int, wanted: int) -> int:
+    divisors = [n for n in range(1, number + 1) if number % n == 0]
+    return min(divisors, key=lambda n: abs(n - wanted))

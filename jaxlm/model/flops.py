@@ -1,0 +1,57 @@
+"""Floating-point operations a token costs, and what a device could do: together, model FLOPs utilisation."""
+
+from jaxlm.model import transformer
+from jaxlm.model.config import ModelConfig
+from jaxlm.param import named_leaves
+
+# Dense bfloat16 peak, FLOP/s a device as JAX counts devices (v4 and v5p: a chip; tpu7x: one of its two cores).
+# From the vendors' data sheets.
+PEAK_FLOPS = {
+    "TPU v2": 22.5e12,
+    "TPU v3": 61.5e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "TPU7x": 1153.5e12,
+    "V100": 125e12,
+    "A100": 312e12,
+    "A10": 125e12,
+    "L4": 121e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Return the peak bfloat16 FLOP/s of a device of this kind, or None where it is not known."""
+    known = [name for name in PEAK_FLOPS if name.lower() in device_kind.lower()]
+    return PEAK_FLOPS[max(known, key=len)] if known else None
+
+
+def forward_flops_per_token(config: ModelConfig, length: int) -> float:
+    """Return the FLOPs of one token's forward pass in a row of `length`: two per multiply-add of every matrix product.
+
+    Attention is counted over all keys of the row, masked or not, as is customary (PaLM, arXiv:2204.02311) and as a
+    kernel without block skipping executes it; a sliding layer over at most its window and the query's own position.
+    """
+    matrices = 0
+    for param in named_leaves(transformer.spec(config)).values():
+        if param.kind == "matrix":
+            size = 1
+            for n in param.shape:
+                size *= n
+            matrices += size
+    matrices += config.vocab_size * config.hidden_size  # the output head, tied or not
+    keys = sum(min(length, config.window(layer) or length) for layer in range(config.num_layers))
+    return 2.0 * matrices + 4.0 * config.num_heads * config.head_dim * keys
+
+
+def train_flops_per_token(config: ModelConfig, length: int) -> float:
+    """Return the FLOPs of one token's training step: the backward pass costs twice the forward; recomputation not counted."""
+    return 3.0 * forward_flops_per_token(config, length)

@@ -1,0 +1,220 @@
+"""The transformer decoder: its containers, its spec and its forward pass.
+
+Shape letters, here and everywhere: B batch, L length (S: length of a cache or of keys), D model width, N query heads,
+K key-value heads, H head size, F feed-forward width, E experts, C capacity, V vocabulary, T tokens (B x L).
+Arrays of rank 3 and more carry them (`x_BLD`); einsum formulas use the same letters in lower case.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+from jax.nn import initializers
+
+from jaxlm.layout import Layout
+from jaxlm.model import layers
+from jaxlm.model.config import ModelConfig
+from jaxlm.ops.attention import WEIGHTS, Tokens, attention
+from jaxlm.ops.positions import rope_angles, rope_frequencies, sinusoidal
+from jaxlm.param import Param, tree_map
+
+# edit(site, layer, x) -> x reads or changes an activation. Sites, in order: embed; then in each layer attn_in, q, k, v,
+# heads, attn_out, ffn_in, ffn_out, resid; then final. `layer` is a traced integer (0 for embed and final).
+Edit = Callable[[str, Array | int, Array], Array]
+
+Remat = Literal["none", "dots", "full"]
+
+
+@struct.dataclass
+class Block:
+    """One layer: attention and feed-forward sub-layers with their norms."""
+
+    attention_norm: layers.Norm | None
+    attention: layers.Attention
+    attention_post_norm: layers.Norm | None
+    mlp_norm: layers.Norm | None
+    mlp: layers.Mlp
+    mlp_post_norm: layers.Norm | None
+
+
+@struct.dataclass
+class Transformer:
+    """A decoder; `blocks` holds one entry for each place in the repeating pattern, its leaves stacked over repeats."""
+
+    embed: Array  # VD
+    position_embed: Array | None  # (max_length)D
+    blocks: tuple[Block, ...]
+    final_norm: layers.Norm
+    head: Array | None  # VD
+
+
+def spec(config: ModelConfig) -> Transformer:
+    """Return the model with a `Param` at each leaf: the single source of shapes, placement and initial values."""
+    D, V = config.hidden_size, config.vocab_size
+    before, after = config.norm_position in ("before", "both"), config.norm_position in ("after", "both")
+    block = Block(
+        attention_norm=layers.norm_spec(config, D) if before else None,
+        attention=layers.attention_spec(config),
+        attention_post_norm=layers.norm_spec(config, D) if after else None,
+        mlp_norm=layers.norm_spec(config, D) if before else None,
+        mlp=layers.mlp_spec(config),
+        mlp_post_norm=layers.norm_spec(config, D) if after else None,
+    )
+    period = len(config.attention_pattern)
+    repeats = [len(range(place, config.num_layers, period)) for place in range(min(period, config.num_layers))]
+    table = initializers.normal(config.embedding_init_std)
+    positions = Param((config.max_length, D), (None, "embed"), table, "embedding") if config.positions == "learned" else None
+    return Transformer(
+        embed=Param((V, D), ("vocab", "embed"), table, "embedding"),
+        position_embed=positions,
+        blocks=tuple(tree_map(lambda p, n=n: p.stacked(n), block) for n in repeats),
+        final_norm=layers.norm_spec(config, D),
+        head=None if config.tie_embeddings else Param((V, D), ("vocab", "embed"), table, "embedding"),
+    )
+
+
+def unchanged(site: str, layer: Array | int, x: Array) -> Array:
+    """The edit that edits nothing."""
+    return x
+
+
+def embed(p: Transformer, tokens_BL: Array, at: Tokens, config: ModelConfig, layout: Layout) -> Array:
+    """Return the residual stream at the input of the first layer, [B, L, D] in the compute dtype."""
+    stream = layout.spec("batch", None, None)
+    dtype = jnp.dtype(config.compute_dtype)
+    x_BLD = p.embed.at[tokens_BL].get(out_sharding=stream).astype(dtype)
+    if config.scale_embeddings:
+        x_BLD = x_BLD * jnp.asarray(config.hidden_size**0.5, dtype)
+    if p.position_embed is not None:
+        x_BLD = x_BLD + p.position_embed.at[at.positions].get(out_sharding=stream).astype(dtype)
+    if config.positions == "sinusoidal":
+        x_BLD = x_BLD + sinusoidal(at.positions, config.hidden_size).astype(dtype)
+    return x_BLD
+
+
+def angles(at: Tokens, config: ModelConfig) -> tuple[Array, Array] | None:
+    """Return the rotary cosines and sines of these positions; None for a model without RoPE."""
+    if config.positions != "rope":
+        return None
+    return rope_angles(at.positions, rope_frequencies(config.rotary_dim, config.rope_theta))
+
+
+def block(
+    p: Block,
+    x_BLD: Array,
+    attend: Callable[[Array, Array, Array], Array],
+    rope: tuple[Array, Array] | None,
+    layer: Array | int,
+    config: ModelConfig,
+    layout: Layout,
+    edit: Edit = unchanged,
+    drop: Callable[[Array, int], Array] = lambda x, place: x,
+) -> Array:
+    """Return the residual stream after one layer. `attend(q, k, v)` mixes tokens: within a row, or with a cache."""
+    h_BLD = layers.norm(p.attention_norm, x_BLD, config) if p.attention_norm is not None else x_BLD
+    qkv = layers.queries_keys_values(p.attention, edit("attn_in", layer, h_BLD), rope, config, layout)
+    qkv = (edit(site, layer, x) for site, x in zip("qkv", qkv, strict=True))
+    y_BLD = layers.attention_output(p.attention, edit("heads", layer, attend(*qkv)), layout)
+    if p.attention_post_norm is not None:
+        y_BLD = layers.norm(p.attention_post_norm, y_BLD, config)
+    x_BLD = x_BLD + drop(edit("attn_out", layer, y_BLD), 0)
+    h_BLD = layers.norm(p.mlp_norm, x_BLD, config) if p.mlp_norm is not None else x_BLD
+    y_BLD = layers.mlp(p.mlp, edit("ffn_in", layer, h_BLD), config, layout)
+    if p.mlp_post_norm is not None:
+        y_BLD = layers.norm(p.mlp_post_norm, y_BLD, config)
+    return edit("resid", layer, x_BLD + drop(edit("ffn_out", layer, y_BLD), 1))
+
+
+def forward(
+    p: Transformer,
+    tokens_BL: Array,
+    at: Tokens,
+    config: ModelConfig,
+    layout: Layout,
+    *,
+    edit: Edit = unchanged,
+    remat: Remat = "none",
+    dropout_key: Array | None = None,
+) -> Array:
+    """Return the final, normalised hidden states [B, L, D]; `unembed` makes logits of them.
+
+    `at` says where each token stands (its segment keeps packed documents apart). `remat` chooses what the backward pass
+    recomputes: nothing, all but matrix products, or whole layers. With `dropout_key`, dropout is on.
+    """
+    rope = angles(at, config)
+    x_BLD = edit("embed", 0, embed(p, tokens_BL, at, config, layout))
+    if dropout_key is not None:
+        x_BLD = dropout(x_BLD, jax.random.fold_in(dropout_key, config.num_layers), config.dropout)
+
+    def one_layer(x_BLD: Array, weights: Block, layer: Array, window: int) -> Array:
+        def attend(q: Array, k: Array, v: Array) -> Array:
+            scale = config.query_scale or config.head_dim**-0.5
+            return attention(
+                q, k, v, at, at, scale=scale, causal=config.causal, window=window, softcap=config.attention_softcap,
+                aligned=True, kernel=config.attention_kernel,
+            )  # fmt: skip
+
+        def drop(x: Array, place: int) -> Array:
+            if dropout_key is None:
+                return x
+            return dropout(x, jax.random.fold_in(jax.random.fold_in(dropout_key, layer), place), config.dropout)
+
+        return block(weights, x_BLD, attend, rope, layer, config, layout, edit, drop)
+
+    x_BLD = scan_layers(p.blocks, x_BLD, one_layer, config, remat)
+    return edit("final", 0, layers.norm(p.final_norm, x_BLD, config))
+
+
+def scan_layers(
+    blocks: tuple[Block, ...], x: Any, one_layer: Callable[[Any, Block, Array, int], Any], config: ModelConfig, remat: Remat
+) -> Any:
+    """Carry x through all layers, scanning over whole repeats of the pattern; layers left over at the end run singly."""
+    period = len(blocks)
+    whole = config.num_layers // period
+    policies = jax.checkpoint_policies
+    matrix_products = policies.dots_saveable
+    policy = {
+        "none": policies.save_from_both_policies(matrix_products, policies.save_only_these_names(WEIGHTS)),
+        "dots": matrix_products,
+        "full": policies.nothing_saveable,
+    }[remat]
+
+    def one_period(x: Any, scanned: tuple[tuple[Block, ...], Array]) -> tuple[Any, None]:
+        weights, first = scanned
+        for place in range(period):
+            x = wrapped(x, weights[place], first + place, config.window(place))
+        return x, None
+
+    wrapped = jax.checkpoint(one_layer, policy=policy, prevent_cse=False, static_argnums=(3,))
+    stacked = jax.tree.map(lambda w: w[:whole], blocks)
+    x, _ = jax.lax.scan(one_period, x, (stacked, period * jnp.arange(whole)))
+    for place in range(config.num_layers % period):
+        weights = jax.tree.map(lambda w: w[whole], blocks[place])
+        x = wrapped(x, weights, jnp.asarray(whole * period + place), config.window(place))
+    return x
+
+
+def head(p: Transformer) -> Array:
+    """Return the output head [V, D]: its own, or the embedding."""
+    return p.embed if p.head is None else p.head
+
+
+def unembed(p: Transformer, x_BLD: Array, config: ModelConfig, layout: Layout) -> Array:
+    """Return float32 logits [B, L, V] of final hidden states, soft-capped where the model is."""
+    out = layout.spec("batch", None, "vocab")
+    weights = head(p).astype(x_BLD.dtype)
+    logits_BLV = jnp.einsum("bld,vd->blv", x_BLD, weights, preferred_element_type=jnp.float32, out_sharding=out)
+    if config.logit_softcap:
+        logits_BLV = config.logit_softcap * jnp.tanh(logits_BLV / config.logit_softcap)
+    return logits_BLV
+
+
+def dropout(x: Array, key: Array, rate: float) -> Array:
+    """Zero each element with probability `rate` and scale up the rest (Srivastava et al. 2014)."""
+    if rate == 0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape, out_sharding=jax.typeof(x).sharding)
+    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)

@@ -1,0 +1,28 @@
+"""Guards for every test: eight virtual devices, explicit broadcasts, and an error where a random key is used twice."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import jax
+import pytest
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+
+
+@pytest.fixture(autouse=True)
+def one_device():
+    """Run each test under a mesh of one device; a test that wants another enters it."""
+    from jaxlm.layout import make_mesh
+
+    with jax.set_mesh(make_mesh({"data": 1, "model": 1}, jax.devices()[:1])):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Keep prepared data of tests apart from the user's."""
+    os.environ["JAXLM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
