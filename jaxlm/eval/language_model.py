@@ -1,0 +1,42 @@
+"""Held-out loss, perplexity and bits per byte."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlm.objective.language_model import Sums
+
+
+def summarize(cross_entropy: float, correct: float, tokens: float, num_bytes: float) -> dict[str, float]:
+    """Return loss (nats a token), perplexity, bits per byte of text, accuracy and the number of tokens, from sums.
+
+    Bits per byte compares models with different tokenizers: the loss in bits, over the bytes that the targets stand for.
+    """
+    loss = cross_entropy / max(tokens, 1.0)
+    return {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "bits_per_byte": cross_entropy / math.log(2) / num_bytes if num_bytes else math.nan,
+        "accuracy": correct / max(tokens, 1.0),
+        "tokens": tokens,
+    }
+
+
+def target_bytes(targets: np.ndarray, weights: np.ndarray, token_bytes: np.ndarray) -> int:
+    """Return how many bytes of text the predicted tokens of a batch stand for."""
+    return int(np.sum(token_bytes[targets] * (weights > 0)))
+
+
+def evaluate(
+    sums_of: Callable[[Any, Any], Sums], params: Any, batches: Iterable[tuple[Any, int]]
+) -> dict[str, float]:
+    """Return `summarize` over all batches; each comes placed on the mesh, with the bytes its targets stand for."""
+    totals, num_bytes = np.zeros(3), 0
+    for batch, bytes_here in batches:
+        sums = jax.device_get(sums_of(params, batch))
+        totals += [float(sums.cross_entropy), float(sums.correct), float(sums.tokens)]
+        num_bytes += bytes_here
+    return summarize(*totals, num_bytes)

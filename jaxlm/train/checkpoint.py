@@ -1,0 +1,208 @@
+"""Checkpoints: written in the background, atomic, checked when read. The only file that knows Orbax."""
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from jaxlm.errors import CheckpointError
+from jaxlm.train.step import TrainState
+
+CHECKSUMS = "checksums.json"
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """Return the steps of the complete checkpoints in `folder`, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit() and entry.is_dir())
+
+
+class CheckpointWriter:
+    """Writes checkpoints of a run without holding up its steps, and retires old ones."""
+
+    def __init__(self, folder: Path, keep: int, keep_every: int = 0):
+        """Open `folder`, to keep the newest `keep` checkpoints and every one whose step `keep_every` divides (0: none).
+
+        What a killed process left half-written there is cleared away.
+        """
+        policies = ocp.training.preservation_policies
+        kept = [policies.LatestN(keep)]
+        if keep_every:
+            kept.append(policies.EveryNSteps(keep_every))
+        self.folder = folder
+        self.last_step = max(saved_steps(folder), default=-1)
+        self._pending: threading.Thread | None = None
+        self._fault: BaseException | None = None
+        self._orbax = ocp.training.Checkpointer(
+            folder.absolute(), preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+        )
+
+    def save(self, state: TrainState, step: int, description: dict[str, Any]) -> None:
+        """Start writing the state that step `step` begins from; wait only for a save still under way.
+
+        `description` (JSON values) is kept with it: config, tokenizer, data position, versions. Raises CheckpointError
+        where the previous save failed or this one cannot begin, for example on a full disk.
+        """
+        self.wait()
+        try:
+            response = self._orbax.save_checkpointables_async(step, _items(state), force=True, custom_metadata=description)
+        except Exception as fault:
+            raise self._explain(fault) from fault
+        self._pending = threading.Thread(target=self._finish, args=(response, step), name="checkpoint")
+        self._pending.start()
+
+    def _finish(self, response: Any, step: int) -> None:
+        try:
+            response.result()
+            if jax.process_index() == 0:
+                write_checksums(self.folder / str(step))
+            self.last_step = step
+        except BaseException as fault:  # carried to the main thread, which raises it
+            self._fault = fault
+
+    def wait(self) -> None:
+        """Return when nothing is being written; raise CheckpointError where a save failed."""
+        if self._pending is not None:
+            self._pending.join()
+            self._pending = None
+        if self._fault is not None:
+            fault, self._fault = self._fault, None
+            raise self._explain(fault) from fault
+
+    def close(self) -> None:
+        """Finish writing and let go of the folder."""
+        try:
+            self.wait()
+        finally:
+            self._orbax.close()
+
+    def _explain(self, fault: BaseException) -> CheckpointError:
+        free = shutil.disk_usage(self.folder).free / 2**20
+        last = f"the last good checkpoint is step {self.last_step}" if self.last_step >= 0 else "there is no earlier checkpoint"
+        reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
+        return CheckpointError(
+            f"could not write a checkpoint in {self.folder} ({free:.0f} MiB free): {reason[:300]}; {last}. "
+            "Free space or mend the folder, then run the same command to continue from there"
+        )
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """Split the state so that a reader can ask for the parameters alone."""
+    return {"params": state.params, "optimizer": state.optimizer, "progress": {"step": state.step, "rng": state.rng, "guard": state.guard}}
+
+
+def read_state(folder: Path, step: int, abstract: TrainState) -> TrainState:
+    """Return the whole state saved at `step`, placed as `abstract` says, whatever mesh wrote it."""
+    items = read(folder, step, _items(abstract))
+    progress = items["progress"]
+    return TrainState(progress["step"], progress["rng"], items["params"], items["optimizer"], progress["guard"])
+
+
+def read(folder: Path, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+    """Return the named items saved at `step`, or raise CheckpointError where they are damaged or of another shape."""
+    path = folder / str(step)
+    fault = damage(path)
+    if fault:
+        raise CheckpointError(f"checkpoint {path} is damaged: {fault}")
+    try:
+        items = ocp.load_checkpointables(path.absolute(), abstract)
+    except Exception as fault:
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read as this model: {str(fault).splitlines()[0][:300] if str(fault) else fault!r}"
+        ) from fault
+    # Orbax pads or truncates on a shape mismatch unless told otherwise: compare what came with what was asked for.
+    for (name, got), (_, wanted) in zip(*(jax.tree_util.tree_leaves_with_path(t) for t in (items, abstract)), strict=True):
+        if got.shape != wanted.shape or got.dtype != wanted.dtype:
+            raise CheckpointError(
+                f"checkpoint {path} holds {jax.tree_util.keystr(name, simple=True, separator='.')} as {got.dtype}{got.shape}, "
+                f"the configuration asks for {wanted.dtype}{wanted.shape}"
+            )
+    return items
+
+
+def description(folder: Path, step: int) -> dict[str, Any]:
+    """Return what was said of the checkpoint when it was saved: config, tokenizer, data position, versions."""
+    path = folder / str(step)
+    try:
+        found = ocp.checkpointables_metadata(path.absolute()).custom_metadata
+    except Exception as fault:
+        raise CheckpointError(f"{path} is not a readable checkpoint: {fault!r:.300}") from fault
+    if not isinstance(found, dict) or "jaxlm" not in found:
+        raise CheckpointError(f"{path} was not written by jaxlm: it carries no description of its model")
+    return found
+
+
+def newest_good(
+    folder: Path, load: Callable[[int], Any], report: Callable[[str], None], steps: Iterable[int] | None = None
+) -> tuple[int, Any] | None:
+    """Return (step, load(step)) of the newest checkpoint that can be read, or None where there is none at all.
+
+    A damaged one is reported and moved aside into `damaged/`, never deleted. Where none of several can be read, the
+    CheckpointError of the newest is raised: starting over would hide the loss.
+    """
+    first_fault = None
+    for step in reversed(list(steps if steps is not None else saved_steps(folder))):
+        try:
+            return step, load(step)
+        except CheckpointError as fault:
+            first_fault = first_fault or fault
+            report(f"{fault}; trying the one before it")
+    if first_fault is not None:
+        raise CheckpointError(f"no checkpoint in {folder} can be read. The newest: {first_fault}")
+    return None
+
+
+def set_aside(folder: Path, step: int) -> Path:
+    """Move a damaged checkpoint out of the way of the run's next save at the same step."""
+    aside = folder.parent / "damaged"
+    aside.mkdir(exist_ok=True)
+    target = next(p for n in range(1, 1_000_000) if not (p := aside / f"{step}-{n}").exists())
+    (folder / str(step)).rename(target)
+    return target
+
+
+def write_checksums(path: Path) -> None:
+    """Record size and hash of every file of a finished checkpoint, so that later damage is noticed."""
+    sums = {str(f.relative_to(path)): [f.stat().st_size, _hash(f)] for f in sorted(path.rglob("*")) if f.is_file()}
+    sums.pop(CHECKSUMS, None)
+    temporary = path / f".{CHECKSUMS}"
+    with temporary.open("w") as out:
+        json.dump(sums, out)
+        out.flush()
+        os.fsync(out.fileno())
+    temporary.rename(path / CHECKSUMS)
+
+
+def damage(path: Path) -> str | None:
+    """Return what is wrong with a checkpoint's files, or None. Without checksums (killed in between) Orbax decides."""
+    if not path.is_dir():
+        return "the folder is missing"
+    try:
+        sums = json.loads((path / CHECKSUMS).read_text())
+        entries = [(str(name), int(size), str(digest)) for name, (size, digest) in sums.items()]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError, TypeError):
+        return f"{CHECKSUMS} cannot be read"
+    for name, size, digest in entries:
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+        if _hash(file) != digest:
+            return f"{name} has changed since it was written"
+    return None
+
+
+def _hash(file: Path) -> str:
+    with file.open("rb") as source:
+        return hashlib.file_digest(source, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -1,0 +1,154 @@
+"""One optimizer step: the state it carries, gradients over microbatches, the guard against bad steps."""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import Array
+
+from jaxlm import param
+from jaxlm.config import Range, config
+from jaxlm.layout import Layout
+from jaxlm.objective.language_model import Sums
+
+# loss_of(params, batch, dropout_key) -> (summed loss, Sums)
+LossOf = Callable[[Any, Any, Array], tuple[Array, Sums]]
+
+
+@config
+class GuardConfig:
+    """A step whose loss or gradient is not finite, or whose gradient norm spikes, changes nothing and is counted."""
+
+    spike_factor: Annotated[float, Range(0)] = 10.0
+    """Skip a step whose gradient norm exceeds this many times its running mean; 0 skips only what is not finite."""
+    settle_steps: Annotated[int, Range(1)] = 100
+    """Good steps before spikes are looked for."""
+    max_skipped_in_a_row: Annotated[int, Range(1)] = 10
+    """Abort after this many; the last good checkpoint is kept."""
+
+
+@struct.dataclass
+class Guard:
+    """What the guard remembers (scalars)."""
+
+    mean_norm: Array  # running mean of the gradient norm over good steps
+    good: Array  # good steps so far
+    skipped: Array  # skipped steps so far
+    streak: Array  # skipped steps in a row, now
+
+
+@struct.dataclass
+class TrainState:
+    """Everything a run needs to continue to the bit, but for the data, which is a function of (seed, step)."""
+
+    step: Array  # next step, int32
+    rng: Array  # key data, uint32: step s draws from fold_in(key, s)
+    params: Any
+    optimizer: Any
+    guard: Guard
+
+
+def init_state(spec: Any, optimizer: optax.GradientTransformation, layout: Layout, seed: int) -> TrainState:
+    """Draw a fresh state on the current mesh; optimizer state is placed as its parameters are."""
+    key = jax.random.key(seed)
+    params = param.initialize(spec, jax.random.fold_in(key, 0), layout)
+    integer = jnp.zeros((), jnp.int32)
+    guard = Guard(mean_norm=jnp.zeros(()), good=integer, skipped=integer, streak=integer)
+    return TrainState(
+        step=integer, rng=jax.random.key_data(jax.random.fold_in(key, 1)), params=params, optimizer=optimizer.init(params), guard=guard
+    )
+
+
+def abstract_state(
+    spec: Any, optimizer: optax.GradientTransformation, layout: Layout, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
+) -> TrainState:
+    """Return the state as `jax.ShapeDtypeStruct`s with shardings, allocating nothing: a restore target, a plan's input."""
+    with jax.sharding.use_abstract_mesh(getattr(mesh, "abstract_mesh", mesh)):
+        shapes = jax.eval_shape(lambda: init_state(spec, optimizer, layout, 0))
+
+    def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        sharding = jax.sharding.NamedSharding(mesh, x.sharding.spec if x.sharding is not None else jax.P())
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(place, shapes)
+
+
+def make_train_step(
+    loss_of: LossOf,
+    optimizer: optax.GradientTransformation,
+    learning_rate: optax.Schedule,
+    guard: GuardConfig,
+    accumulate: int = 1,
+) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
+    """Return `step(state, batch) -> (state, metrics)`, to be compiled once with the state donated.
+
+    The batch's arrays are [B, L], or [accumulate, B / accumulate, L] where gradients are accumulated. Metrics are float32
+    scalars: loss (nats a token), z (mean squared log-normaliser), accuracy, tokens, gradient_norm, update_ratio (norm of
+    the update over norm of the parameters), learning_rate, skipped (0 or 1), skipped_total, skipped_in_a_row.
+    """
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        gradients, sums = accumulated_gradients(loss_of, state.params, batch, key, accumulate)
+        norm = optax.tree.norm(gradients)
+        loss = sums.cross_entropy / sums.tokens
+        good, remembered = judge(state.guard, loss, norm, guard)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        params, optimizer_state = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old), (params, optimizer_state), (state.params, state.optimizer)
+        )
+        metrics = {
+            "loss": loss,
+            "z": sums.z / sums.tokens,
+            "accuracy": sums.correct / sums.tokens,
+            "tokens": sums.tokens,
+            "gradient_norm": norm,
+            "update_ratio": optax.tree.norm(updates) / optax.tree.norm(state.params),
+            "learning_rate": jnp.asarray(learning_rate(remembered.good - good), jnp.float32),
+            "skipped": 1.0 - good,
+            "skipped_total": remembered.skipped,
+            "skipped_in_a_row": remembered.streak,
+        }
+        next_state = TrainState(state.step + 1, state.rng, params, optimizer_state, remembered)
+        return next_state, jax.tree.map(lambda x: x.astype(jnp.float32), metrics)
+
+    return step
+
+
+def accumulated_gradients(
+    loss_of: LossOf, params: Any, batch: Any, key: Array, accumulate: int
+) -> tuple[Any, Sums]:
+    """Return the gradient of the mean loss over all tokens of the step, microbatch by microbatch, and the sums."""
+    gradients_of = jax.grad(loss_of, has_aux=True)
+    if accumulate == 1:
+        gradients, sums = gradients_of(params, batch, key)
+    else:
+
+        def one_more(so_far: Any, microbatch: tuple[Any, Array]) -> tuple[Any, None]:
+            part, index = microbatch
+            return jax.tree.map(jnp.add, so_far, gradients_of(params, part, jax.random.fold_in(key, index))), None
+
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradients_of, params, jax.tree.map(lambda x: x[0], batch), key))
+        (gradients, sums), _ = jax.lax.scan(one_more, zeros, (batch, jnp.arange(accumulate)))
+    return jax.tree.map(lambda g: g / jnp.maximum(sums.tokens, 1.0), gradients), sums
+
+
+def judge(guard: Guard, loss: Array, norm: Array, config: GuardConfig) -> tuple[Array, Guard]:
+    """Return whether this step may change the parameters, and the guard's new memory."""
+    good = jnp.isfinite(loss) & jnp.isfinite(norm)
+    if config.spike_factor:
+        settled = guard.good >= config.settle_steps
+        good &= ~(settled & (norm > config.spike_factor * guard.mean_norm))
+    window = jnp.minimum(guard.good + 1, config.settle_steps).astype(jnp.float32)
+    mean = guard.mean_norm + (norm - guard.mean_norm) / window
+    one = good.astype(jnp.int32)
+    return good, Guard(
+        mean_norm=jnp.where(good, mean, guard.mean_norm),
+        good=guard.good + one,
+        skipped=guard.skipped + 1 - one,
+        streak=jnp.where(good, 0, guard.streak + 1),
+    )
