@@ -1,0 +1,212 @@
+"""The command line: what each command takes is its function's signature; what each does lives elsewhere.
+
+Nothing heavy is imported until a command needs it, so that --help answers at once.
+"""
+
+from __future__ import annotations  # `Experiment` below is resolved when a command that has one is parsed
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional, arg
+
+from jaxlm import __version__
+from jaxlm.errors import JaxlmError, suggest
+
+RunFolder = Positional[Annotated[Path, arg(metavar="RUN", help="A run's directory.")]]
+File = Positional[Annotated[Path, arg(metavar="EXPERIMENT.py", help="A file that defines experiment().")]]
+Step = Annotated[int | None, arg(help="Step of the checkpoint; the newest by default.")]
+Fields = arg(name="")  # the experiment's fields, without a prefix: --steps 100 --model.num-layers 4
+
+
+def train(
+    file: File,
+    experiment: Annotated[Experiment, Fields],
+    run_dir: Annotated[Path | None, arg(help="Where the run lives, runs/NAME by default; a run that is there is continued.")] = None,
+    allow_config_change: Annotated[bool, arg(help="Continue a run although its configuration has changed.")] = False,
+) -> None:
+    """Train, or continue, an experiment; every field of it can be changed here."""
+    _start_jax(experiment.mesh.cpu_devices)
+    from jaxlm.run.loop import train as run
+
+    run(experiment, run_dir or Path("runs") / experiment.name, overrides=sys.argv[3:], allow_config_change=allow_config_change)
+
+
+def show(
+    file: File,
+    experiment: Annotated[Experiment, Fields],
+    devices: Annotated[int, arg(help="Devices to lay the model over; 0: those present.")] = 0,
+) -> None:
+    """Show an experiment: fields, parameters by part, costs, and where each weight lives on the mesh and why."""
+    _start_jax(experiment.mesh.cpu_devices)
+    from jaxlm.run.show import show_experiment
+
+    show_experiment(experiment, devices)
+
+
+def diff(
+    left: Positional[Annotated[Path, arg(metavar="A", help="An experiment file or a run.")]],
+    right: Positional[Annotated[Path, arg(metavar="B", help="Another.")]],
+) -> None:
+    """Show the fields in which two experiments or runs differ."""
+    from jaxlm.run.show import show_difference
+
+    show_difference(left, right)
+
+
+def data_prepare(
+    file: File, experiment: Annotated[Experiment, Fields], workers: Annotated[int, arg(help="Processes that encode; 0: one a core.")] = 0
+) -> None:
+    """Tokenise and pack an experiment's data, once; `jaxlm train` does the same where it is missing."""
+    from jaxlm.run.data import prepare_data
+
+    prepare_data(experiment, workers or None)
+
+
+def data_show(
+    file: File,
+    experiment: Annotated[Experiment, Fields],
+    rows: Annotated[int, arg(help="How many rows.")] = 2,
+    first: Annotated[int, arg(help="The first row.")] = 0,
+    split: Literal["train", "validation"] = "train",
+) -> None:
+    """Print rows as the model reads them, decoded, with their document boundaries."""
+    from jaxlm.run.data import show_data
+
+    show_data(experiment, split, first, rows)
+
+
+def data_tokenizer(
+    file: File,
+    output: Positional[Annotated[Path, arg(metavar="OUT.model", help="The file to write.")]],
+    experiment: Annotated[Experiment, Fields],
+) -> None:
+    """Train an experiment's tokenizer on its sources, and write it to a file of its own."""
+    from jaxlm.run.data import save_tokenizer
+
+    save_tokenizer(experiment, output)
+
+
+def evaluate(
+    run: RunFolder,
+    step: Step = None,
+    source: Annotated[tuple[str, ...], arg(help="Text to evaluate on, for example text:book.txt; the run's own by default.")] = (),
+    split: Annotated[Literal["train", "validation"], arg(help="Of the run's own data.")] = "validation",
+    batches: Annotated[int, arg(help="How many batches; 0: all.")] = 0,
+    batch_size: Annotated[int, arg(help="Rows a batch; 0: the run's.")] = 0,
+) -> None:
+    """Print a checkpoint's loss, perplexity and bits per byte on any text, as one JSON object."""
+    _start_jax(1)
+    from jaxlm.run.evaluate import evaluate_run
+
+    evaluate_run(run, step, source, split, batches, batch_size)
+
+
+def score(
+    run: RunFolder,
+    tokens: Annotated[Path, arg(metavar="ROWS.npy", help="Token rows, integers [rows, length].")],
+    logits: Annotated[Path | None, arg(metavar="OUT.npy", help="Write all logits there, float32 [rows, length, vocabulary].")] = None,
+    step: Step = None,
+    batch_size: Annotated[int, arg(help="Rows at a time.")] = 8,
+) -> None:
+    """Print the log-probability of each token of given rows after those before it: one JSON object a row."""
+    _start_jax(1)
+    from jaxlm.run.score import score_rows
+
+    score_rows(run, tokens, logits, step, batch_size)
+
+
+def sample(
+    run: RunFolder,
+    prompt: Annotated[tuple[str, ...], arg(help="Texts to continue; none begins a document.")] = (),
+    tokens: Annotated[int, arg(help="Tokens to write.")] = 200,
+    temperature: Annotated[float, arg(help="Divides the logits; 0 takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int, arg(help="Sample from this many likeliest tokens; 0: all.")] = 0,
+    top_p: Annotated[float, arg(help="Sample from the smallest set of tokens with this probability.")] = 0.95,
+    samples: Annotated[int, arg(help="Continuations of each prompt.")] = 1,
+    seed: Annotated[int, arg(help="The same seed writes the same text.")] = 0,
+    step: Step = None,
+) -> None:
+    """Continue prompts with a run's model; a single continuation is written as it comes."""
+    _start_jax(1)
+    from jaxlm.run.sample import sample_run
+
+    sample_run(run, prompt or ("",), tokens, (temperature, top_k, top_p), samples, seed, step)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "eval": evaluate,
+    "score": score,
+    "sample": sample,
+    "show": show,
+    "diff": diff,
+    "data prepare": data_prepare,
+    "data show": data_show,
+    "data tokenizer": data_tokenizer,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; faults that the user can mend are printed without a traceback, with exit status 2."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    out = Console(stderr=True, highlight=False)
+    if not given or given[0] in ("-h", "--help", "help"):
+        _overview(Console(highlight=False))
+        return 0
+    if given[0] == "--version":
+        print(__version__)
+        return 0
+    words = 2 if given[0] == "data" else 1
+    name = " ".join(given[:words])
+    try:
+        if name not in COMMANDS:
+            raise JaxlmError(f"there is no command {name!r}.{suggest(name, COMMANDS)} `jaxlm --help` lists them")
+        _parse(name, given[words:])()
+    except JaxlmError as fault:
+        out.print("[bold red]error:[/] ", end="")
+        out.print(str(fault), markup=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        out.print("interrupted")
+        return 130
+    return 0
+
+
+def _parse(name: str, arguments: list[str]) -> Callable[[], None]:
+    """Return the command with its arguments; for one about an experiment, the file is read first and gives the defaults."""
+    command = COMMANDS[name]
+    if "experiment" in command.__annotations__:
+        global Experiment
+        from jaxlm.experiment import Experiment, load_experiment
+
+        if arguments and not arguments[0].startswith("-"):
+            command = functools.partial(command, experiment=load_experiment(Path(arguments[0])))
+    return lambda: tyro.cli(command, args=arguments, prog=f"jaxlm {name}")
+
+
+def _overview(out: Console) -> None:
+    out.print("[bold]jaxlm[/]: language-model research in JAX. One experiment, one file, one command.\n")
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, command in COMMANDS.items():
+        table.add_row(f"  jaxlm {name}", command.__doc__.splitlines()[0])
+    out.print(table)
+    out.print("\n`jaxlm COMMAND --help` tells what it takes; `jaxlm train EXPERIMENT.py --help` lists every field of the experiment.")
+
+
+def _start_jax(cpu_devices: int) -> None:
+    """Settle what must be settled before JAX looks for devices."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", cpu_devices)
+    from jaxlm.run.display import quiet_libraries
+
+    quiet_libraries()

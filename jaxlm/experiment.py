@@ -1,0 +1,179 @@
+"""An experiment: everything that decides a run's result, in one frozen value, from one Python file."""
+
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Literal
+
+from jaxlm.config import Range, config, difference
+from jaxlm.data.prepare import DataConfig
+from jaxlm.errors import ConfigError, JaxlmError, suggest
+from jaxlm.layout import Layout, MeshConfig
+from jaxlm.model import transformer
+from jaxlm.model.config import ModelConfig
+from jaxlm.train.optimizer import OptimizerConfig, schedule
+from jaxlm.train.step import GuardConfig
+
+
+@config
+class EvaluationConfig:
+    """Loss on held-out text during the run."""
+
+    every: Annotated[int, Range(0)] = 250
+    """Steps between evaluations; 0 evaluates at the end only."""
+    batches: Annotated[int, Range(0)] = 20
+    """Batches of the validation split, from its start; 0 takes all of it."""
+
+
+@config
+class CheckpointConfig:
+    """When state is saved, and which saves are kept."""
+
+    every: Annotated[int, Range(0)] = 500
+    """Steps between checkpoints; 0 saves at the end only."""
+    keep: Annotated[int, Range(1)] = 2
+    """The newest ones kept."""
+    keep_every: Annotated[int, Range(0)] = 0
+    """Keep also every checkpoint whose step this divides; 0 keeps none besides."""
+
+
+@config
+class SampleConfig:
+    """Text written at the end of the run."""
+
+    prompts: tuple[str, ...] = ()
+    """Beginnings to continue; none writes from nothing."""
+    tokens: Annotated[int, Range(0)] = 120
+    """Tokens to write for each; 0 writes none."""
+    temperature: Annotated[float, Range(0)] = 0.8
+    """Of the distribution sampled from; 0 takes the likeliest token."""
+    top_p: Annotated[float, Range(0, 1)] = 0.95
+    """Sample from the smallest set of tokens that holds this probability."""
+
+
+@config
+class LogConfig:
+    """What the run writes down."""
+
+    every: Annotated[int, Range(1)] = 1
+    """Steps between rows of metrics.jsonl."""
+    tensorboard: bool = True
+    """Write RUN/tensorboard beside it."""
+
+
+@config
+class Experiment:
+    """A language-model training run."""
+
+    name: str
+    """Names the run; its directory is runs/NAME unless --run-dir says otherwise."""
+    steps: Annotated[int, Range(1)]
+    """Optimizer steps."""
+    batch_size: Annotated[int, Range(1)]
+    """Rows a step, over all devices."""
+    model: ModelConfig
+    """The network."""
+    data: DataConfig = DataConfig()
+    """What it reads."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """How it learns."""
+    seed: Annotated[int, Range(0, 2**31 - 1)] = 0
+    """Of initial parameters, dropout and the order of the data."""
+    accumulate: Annotated[int, Range(1)] = 1
+    """Microbatches whose gradients add up to one step; a divisor of batch_size."""
+    z_loss: Annotated[float, Range(0)] = 0.0
+    """Weight of the squared log-normaliser in the loss (1e-4 in PaLM)."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What the backward pass recomputes instead of keeping: nothing, all but matrix products, whole layers."""
+    guard: GuardConfig = GuardConfig()
+    """Steps to skip."""
+    layout: Layout = Layout()
+    """Which mesh axis splits what."""
+    mesh: MeshConfig = MeshConfig()
+    """The devices' arrangement."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Validation during the run."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When state is saved."""
+    sample: SampleConfig = SampleConfig()
+    """Text written at the end."""
+    log: LogConfig = LogConfig()
+    """Records."""
+
+    def check(self) -> None:
+        """Raise ConfigError where parts contradict one another."""
+        if self.batch_size % self.accumulate:
+            fits = [n for n in range(1, self.batch_size + 1) if self.batch_size % n == 0]
+            raise ConfigError(
+                f"batch_size = {self.batch_size} does not divide into accumulate = {self.accumulate} microbatches: "
+                f"take accumulate = {min(fits, key=lambda n: abs(n - self.accumulate))}"
+            )
+        if self.data.sequence_length > self.model.max_length:
+            raise ConfigError(
+                f"data.sequence_length = {self.data.sequence_length} is longer than model.max_length = {self.model.max_length}: "
+                f"set --model.max-length {self.data.sequence_length} or a shorter row"
+            )
+        if not self.data.tokenizer.path and self.data.tokenizer.vocab_size > self.model.vocab_size:
+            raise ConfigError(
+                f"data.tokenizer.vocab_size = {self.data.tokenizer.vocab_size} does not fit "
+                f"model.vocab_size = {self.model.vocab_size}: set --model.vocab-size {self.data.tokenizer.vocab_size}"
+            )
+        if not self.model.causal:
+            raise ConfigError("model.causal = False sees the next token, which is the target: language modelling needs True")
+        schedule(self.optimizer, self.steps)
+
+
+# Fields that may change between a run and its continuation: they do not decide what a step computes (a mesh does so only
+# in the order of sums).
+FREE_FIELDS = ("name", "mesh.", "layout.", "checkpoint.", "log.", "sample.", "data.cache")
+
+
+def changed_fields(saved: Experiment, asked: Experiment) -> list[tuple[str, object, object]]:
+    """Return the differences that make a continued run another experiment."""
+    return [entry for entry in difference(saved, asked) if not entry[0].startswith(FREE_FIELDS)]
+
+
+def check_devices(experiment: Experiment, num_devices: int) -> dict[str, int]:
+    """Return the mesh's shape over this many devices, or raise ConfigError where model or batch do not divide over it."""
+    from jaxlm.param import check_layout
+
+    shape = experiment.mesh.shape(num_devices)
+    check_layout(transformer.spec(experiment.model), experiment.layout, shape)
+    ways = shape[experiment.layout.batch] if experiment.layout.batch else 1
+    rows = experiment.batch_size // experiment.accumulate
+    if rows % ways:
+        raise ConfigError(
+            f"batch_size / accumulate = {rows} rows do not divide over mesh.{experiment.layout.batch} = {ways}: "
+            f"set --batch-size {max(ways, round(rows / ways) * ways) * experiment.accumulate}"
+        )
+    return shape
+
+
+def load_experiment(path: Path) -> Experiment:
+    """Run an experiment file and return what its `experiment()` returns; every fault is a ConfigError with its place."""
+    if not path.is_file():
+        near = [p for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise ConfigError(f"no experiment file {path}.{suggest(path.name, [p.name for p in near])}")
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(module_spec)
+    sys.path.insert(0, str(path.parent.absolute()))  # experiments build on their neighbours
+    try:
+        module_spec.loader.exec_module(module)
+        if not hasattr(module, "experiment"):
+            raise ConfigError(f"{path} defines no function experiment() that returns an Experiment")
+        found = module.experiment()
+    except JaxlmError as fault:
+        raise type(fault)(f"{fault}{_line(fault, path)}") from fault
+    except Exception as fault:
+        raise ConfigError(f"{path} cannot be run: {type(fault).__name__}: {fault}{_line(fault, path)}") from fault
+    finally:
+        sys.path.pop(0)
+    if not isinstance(found, Experiment):
+        raise ConfigError(f"experiment() in {path} returned a {type(found).__name__}, not an Experiment")
+    return found
+
+
+def _line(fault: BaseException, path: Path) -> str:
+    lines = [f.lineno for f in traceback.extract_tb(fault.__traceback__) if Path(f.filename).name == path.name]
+    return f" ({path}, line {lines[-1]})" if lines else ""

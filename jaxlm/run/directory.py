@@ -1,0 +1,136 @@
+"""A run's directory: what was asked, what came of it, and who is writing there now."""
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jaxlm
+from jaxlm.config import digest, from_dict, to_dict
+from jaxlm.errors import CheckpointError, ConfigError, suggest
+from jaxlm.experiment import Experiment, changed_fields
+
+CONFIG, RECORD, METRICS, CHECKPOINTS, TOKENIZER = "config.json", "run.json", "metrics.jsonl", "checkpoints", "tokenizer.model"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "array_record", "sentencepiece", "numpy")
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace a file whole or not at all; after a crash it is the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with temporary.open("wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def opened_for_writing(folder: Path) -> Iterator[None]:
+    """Create the run directory where it is missing and hold its lock; ConfigError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    except OSError as fault:
+        raise ConfigError(
+            f"the run directory {folder} cannot be written: {fault.strerror}. Choose another with --run-dir PATH"
+        ) from fault
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as fault:
+            raise ConfigError(f"another process is training in {folder}: wait for it, or choose another --run-dir") from fault
+        yield
+
+
+def settle_config(folder: Path, experiment: Experiment, *, allow_change: bool) -> list[tuple[str, Any, Any]]:
+    """Write the resolved configuration of a new run, or compare it with that of the run being continued.
+
+    Returns the differences that were allowed. Raises ConfigError with all of them where they would make it another
+    experiment and `allow_change` is not set.
+    """
+    path, changes = folder / CONFIG, []
+    if path.exists():
+        changes = changed_fields(load_config(folder), experiment)
+        if changes and not allow_change:
+            lines = "\n".join(f"  {name}: {before!r} in the run, {now!r} now" for name, before, now in changes)
+            raise ConfigError(
+                f"{folder} holds a run of another configuration:\n{lines}\n"
+                "Undo the change, choose another --run-dir, or continue it all the same with --allow-config-change"
+            )
+    write_atomically(path, json.dumps(to_dict(experiment), indent=2) + "\n")
+    return changes
+
+
+def load_config(folder: Path) -> Experiment:
+    """Return the experiment of a run; CheckpointError where the directory is none, or not readable as one."""
+    path = folder / CONFIG
+    try:
+        values = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError) as fault:
+        near = [p.parent.name for p in folder.parent.glob(f"*/{CONFIG}")] if folder.parent.is_dir() else []
+        raise CheckpointError(f"{folder} is not a run directory: it has no {CONFIG}.{suggest(folder.name, near)}") from fault
+    except (OSError, ValueError) as fault:
+        raise CheckpointError(f"{path} cannot be read: {fault}") from fault
+    try:
+        return from_dict(Experiment, values)
+    except ConfigError as fault:
+        raise CheckpointError(f"{path} is not a configuration of this version of jaxlm ({jaxlm.__version__}): {fault}") from fault
+
+
+def record_start(folder: Path, experiment: Experiment, overrides: Sequence[str], facts: dict[str, Any]) -> None:
+    """Add to run.json how the run was started (or continued): command, code version, packages, devices, mesh."""
+    path = folder / RECORD
+    try:
+        starts = json.loads(path.read_text())["starts"]
+    except (OSError, ValueError, KeyError):
+        starts = []
+    commit, difference = _git()
+    if difference:
+        write_atomically(folder / f"uncommitted-{len(starts)}.diff", difference)
+    starts.append(
+        {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": sys.argv,
+            "overrides": list(overrides),
+            "config_digest": digest(experiment),
+            "git_commit": commit,
+            "git_dirty": bool(difference),
+            "python": platform.python_version(),
+            "versions": versions(),
+            **facts,
+        }
+    )
+    write_atomically(path, json.dumps({"starts": starts}, indent=2) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of jaxlm and of the packages that decide what a step computes."""
+    return {"jaxlm": jaxlm.__version__} | {name: metadata.version(name) for name in PACKAGES}
+
+
+def _git() -> tuple[str | None, str]:
+    """Return the commit of the code's own checkout and its uncommitted changes; (None, "") where there is no checkout."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", *arguments], cwd=Path(jaxlm.__file__).parent, capture_output=True, text=True, timeout=10, check=True
+            )
+        except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+            return None
+        return done.stdout
+
+    commit = git("rev-parse", "HEAD")
+    return (commit.strip(), git("diff", "HEAD") or "") if commit else (None, "")

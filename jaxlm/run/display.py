@@ -1,0 +1,109 @@
+"""What a person sees of a run: a live line on a terminal, a line now and then elsewhere."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+# Seconds between lines where there is no terminal to redraw.
+QUIET_INTERVAL = 10.0
+
+
+def console() -> Console:
+    """Return the console for people (standard error: standard output is for results)."""
+    return Console(stderr=True, highlight=False)
+
+
+def quiet_libraries() -> None:
+    """Keep library chatter below warnings off the screen, and what is left of it in our format."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=console(), show_path=False)])
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+class TrainingDisplay:
+    """Shows step, loss, bits per byte, tokens per second and the time that remains."""
+
+    def __init__(self, out: Console, first_step: int, steps: int):
+        """Begin at `first_step` of `steps`."""
+        self._out, self._steps, self._first = out, steps, first_step
+        self._printed = self._started = time.monotonic()
+        self._progress = Progress(
+            TextColumn("[bold]step"), TaskProgressColumn("{task.completed:.0f}/{task.total:.0f}"), BarColumn(bar_width=24),
+            TextColumn("{task.fields[text]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            console=out, disable=not out.is_terminal,
+        )  # fmt: skip
+        self._task = self._progress.add_task("", total=steps, completed=first_step, text="compiling")
+        self._progress.start()
+
+    def update(self, row: dict[str, Any], *, last: bool = False) -> None:
+        """Show a training row (its step has been taken)."""
+        done = row["step"] + 1
+        text = describe(row)
+        self._progress.update(self._task, completed=done, text=text)
+        now = time.monotonic()
+        if not self._out.is_terminal and (last or done == self._first + 1 or now - self._printed >= QUIET_INTERVAL):
+            self._printed = now
+            left = (now - self._started) / max(1, done - self._first) * (self._steps - done)
+            self._out.print(f"step {done}/{self._steps}  {text}  {_clock(left)} left", soft_wrap=True)
+
+    def say(self, message: str) -> None:
+        """Print a line above the bar."""
+        self._progress.console.print(message, soft_wrap=True)
+
+    def close(self) -> None:
+        """Leave the last state of the bar on the screen."""
+        self._progress.stop()
+
+
+def describe(row: dict[str, Any]) -> str:
+    """Return a row's loss, bits per byte and speed in one short text."""
+
+    def number(name: str, form: str) -> str:
+        return form.format(row[name]) if row.get(name) is not None else "-"
+
+    parts = [f"loss {number('loss', '{:.3f}')}", f"{number('bits_per_byte', '{:.3f}')} bits/byte"]
+    if row.get("tokens_per_second"):
+        parts.append(f"{number('tokens_per_second', '{:,.0f}')} tokens/s")
+    if row.get("mfu"):
+        parts.append(f"{100 * row['mfu']:.1f} % MFU")
+    if row.get("skipped_total"):
+        parts.append(f"{row['skipped_total']:.0f} skipped")
+    return "  ".join(parts)
+
+
+@contextmanager
+def preparation(out: Console) -> Iterator[Any]:
+    """Yield report(what, fraction) for work that has parts: a bar on a terminal, one line a part elsewhere."""
+    last: list[str] = []
+    progress = Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TaskProgressColumn(), TimeElapsedColumn(),
+        console=out, disable=not out.is_terminal, transient=True,
+    )  # fmt: skip
+    task = progress.add_task("", total=1.0, visible=False)
+
+    def report(what: str, fraction: float) -> None:
+        progress.update(task, description=what, completed=fraction, visible=True)
+        if not out.is_terminal and what not in last:
+            last.append(what)
+            out.print(f"{what} ...", soft_wrap=True)
+
+    with progress:
+        yield report
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def stream(text: str) -> None:
+    """Write a piece of a result to standard output at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -1,0 +1,94 @@
+"""The record of a run: one JSON object a line in metrics.jsonl, mirrored to TensorBoard."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxlm.errors import CheckpointError
+
+
+class MetricsLog:
+    """Appends rows; on continuing a run, rows from the restored step on are dropped, for they are computed again."""
+
+    def __init__(self, path: Path, next_step: int, tensorboard: Path | None = None):
+        """Open the record of a run whose next step is `next_step`; `tensorboard` is the folder to mirror it to."""
+        self.rows = keep_rows_before(path, next_step)
+        self._file = path.open("a", encoding="utf-8")
+        self._board = None
+        if tensorboard is not None:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(tensorboard), purge_step=next_step, flush_secs=10)
+
+    def write(
+        self, step: int, split: Literal["train", "validation"], values: dict[str, Any], *, keep: bool = True
+    ) -> dict[str, Any]:
+        """Return one row and, with `keep`, append it. Numbers are written so that reading them gives the same bits; NaN as null.
+
+        A validation row that stands there already (the run was stopped after it) is not written twice.
+        """
+        row = {"step": step, "split": split} | {k: None if _missing(v) else v for k, v in values.items()}
+        known = split == "validation" and any(r["step"] == step and r["split"] == split for r in self.rows[-2:])
+        if known or not keep:
+            return row
+        try:
+            self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as fault:
+            raise CheckpointError(f"cannot write {self._file.name}: {fault.strerror}; checkpoints so far are kept") from fault
+        self.rows.append(row)
+        if self._board is not None:
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    self._board.add_scalar(f"{split}/{name}", value, step)
+        return row
+
+    def sync(self) -> None:
+        """Put what has been written on disk: a checkpoint must not be ahead of its record."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Put everything on disk and close."""
+        self.sync()
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _missing(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a record; a last line cut short by a crash is left out, a broken one before it is an error."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline was not finished
+        try:
+            row = json.loads(line)
+            row["step"], row["split"]
+        except (ValueError, KeyError, TypeError) as fault:
+            if number >= len(lines) - 1:
+                break
+            raise CheckpointError(f"{path}, line {number}, is not a metrics row: {line[:80]!r}") from fault
+        rows.append(row)
+    return rows
+
+
+def keep_rows_before(path: Path, next_step: int) -> list[dict[str, Any]]:
+    """Keep in the file, and return, the rows that a state about to take `next_step` has behind it.
+
+    A row of training step s comes of that step; a validation row s is of the state that step s begins from.
+    """
+    from jaxlm.run.directory import write_atomically
+
+    rows = read_rows(path)
+    kept = [r for r in rows if r["step"] < next_step or (r["split"] == "validation" and r["step"] <= next_step)]
+    text = "".join(json.dumps(row) + "\n" for row in kept)
+    if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
+        write_atomically(path, text)
+    return kept

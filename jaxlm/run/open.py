@@ -1,0 +1,69 @@
+"""A finished or stopped run, opened for reading: model, parameters and tokenizer, on the devices of this machine."""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxlm import param
+from jaxlm.config import from_dict
+from jaxlm.data.tokenizer import Tokenizer, load_tokenizer
+from jaxlm.errors import CheckpointError, ConfigError
+from jaxlm.experiment import Experiment
+from jaxlm.layout import make_mesh
+from jaxlm.model import transformer
+from jaxlm.model.config import ModelConfig
+from jaxlm.run import display
+from jaxlm.run.directory import CHECKPOINTS, TOKENIZER, load_config
+from jaxlm.train import checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenRun:
+    """A run's checkpoint in memory."""
+
+    folder: Path
+    experiment: Experiment
+    model: ModelConfig
+    params: Any
+    step: int
+    tokenizer: Tokenizer
+    mesh: jax.sharding.Mesh
+
+
+@contextmanager
+def opened(folder: Path, step: int | None = None) -> Iterator[OpenRun]:
+    """Open a run at `step` (None: its newest readable checkpoint) on one device, its mesh current inside the `with`.
+
+    Only the parameters are read, whatever mesh wrote them. Raises CheckpointError where the folder is no run, has no
+    such checkpoint, or nothing in it can be read.
+    """
+    load_config(folder)  # says what is wrong with a folder that is no run
+    saves = folder / CHECKPOINTS
+    steps = checkpoint.saved_steps(saves)
+    if not steps:
+        raise CheckpointError(f"{folder} has no checkpoint yet: train it further, or lower --checkpoint.every")
+    if step is not None and step not in steps:
+        raise CheckpointError(f"{folder} has no checkpoint of step {step}: it has {', '.join(map(str, steps))}")
+    mesh = make_mesh({"data": 1, "model": 1}, jax.devices()[:1])
+
+    def load(step: int) -> tuple[Experiment, ModelConfig, Any]:
+        description = checkpoint.description(saves, step)
+        try:
+            experiment = from_dict(Experiment, description["experiment"])
+        except (KeyError, ConfigError) as fault:
+            raise CheckpointError(f"checkpoint {saves / str(step)} describes no model of this version: {fault}") from fault
+        model = experiment.model.for_platform(mesh.devices.flat[0].platform)
+        abstract = param.abstract(transformer.spec(model), experiment.layout, mesh)
+        return experiment, model, checkpoint.read(saves, step, {"params": abstract})["params"]
+
+    out = display.console()
+    with jax.set_mesh(mesh):
+        found = checkpoint.newest_good(
+            saves, load, lambda fault: out.print(f"[yellow]warning:[/] {fault}"), None if step is None else [step]
+        )
+        step, (experiment, model, params) = found
+        yield OpenRun(folder, experiment, model, params, step, load_tokenizer(folder / TOKENIZER), mesh)

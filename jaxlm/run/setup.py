@@ -1,0 +1,141 @@
+"""An experiment made concrete on this machine: what every part of its run needs, and the programs it compiles."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from jaxlm.config import to_dict
+from jaxlm.data.mixture import Batches
+from jaxlm.data.packing import Batch
+from jaxlm.data.prepare import Prepared
+from jaxlm.errors import CheckpointError, ConfigError
+from jaxlm.eval.language_model import evaluate, target_bytes
+from jaxlm.experiment import Experiment
+from jaxlm.model import flops, transformer
+from jaxlm.model.config import ModelConfig
+from jaxlm.objective import language_model
+from jaxlm.run.directory import versions
+from jaxlm.train import checkpoint
+from jaxlm.train.optimizer import make_optimizer, schedule
+from jaxlm.train.step import TrainState, abstract_state, init_state, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A run's fixed parts."""
+
+    experiment: Experiment
+    model: ModelConfig
+    """The experiment's, with every "auto" settled for this platform."""
+    spec: Any
+    optimizer: optax.GradientTransformation
+    prepared: Prepared
+    token_bytes: np.ndarray
+    mesh: jax.sharding.Mesh
+
+    def batches(self, split: str) -> Batches:
+        """Return the batches of a split, this process's rows of them."""
+        shard = (jax.process_index(), jax.process_count())
+        return Batches(self.prepared, split, self.experiment.batch_size, self.experiment.seed, shard=shard)
+
+    def bytes_of(self, batch: Batch) -> int:
+        """Return how many bytes of text the targets of a batch stand for."""
+        return target_bytes(batch.targets, batch.weights, self.token_bytes)
+
+    def place(self, batch: Batch, accumulate: int = 1) -> Batch:
+        """Put this process's rows on the mesh: [B, L] or, for accumulation, [accumulate, B / accumulate, L]."""
+        spec = self.experiment.layout.spec("batch", None)
+        if accumulate > 1:
+            batch = jax.tree.map(lambda x: np.reshape(x, (accumulate, -1, x.shape[-1])), batch)
+            spec = jax.P(None, *spec)
+        sharding = jax.sharding.NamedSharding(self.mesh, spec)
+        if jax.process_count() == 1:
+            return jax.device_put(batch, sharding)
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+    def utilisation(self, tokens_per_second: float) -> float | None:
+        """Return model FLOPs utilisation, where this device's peak is known."""
+        peak = flops.peak_flops(self.mesh.devices.flat[0].device_kind)
+        per_token = flops.train_flops_per_token(self.model, self.experiment.data.sequence_length)
+        return tokens_per_second * per_token / (peak * self.mesh.size) if peak else None
+
+
+def set_up(experiment: Experiment, prepared: Prepared, mesh: jax.sharding.Mesh) -> Setup:
+    """Return the run's fixed parts; ConfigError where the tokenizer has tokens that the model has no row for."""
+    tokenizer = prepared.tokenizer
+    if tokenizer.vocab_size > experiment.model.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, model.vocab_size = {experiment.model.vocab_size}: "
+            f"set --model.vocab-size {tokenizer.vocab_size}"
+        )
+    model = experiment.model.for_platform(mesh.devices.flat[0].platform)
+    spec = transformer.spec(model)
+    optimizer = make_optimizer(experiment.optimizer, experiment.steps, spec)
+    return Setup(experiment, model, spec, optimizer, prepared, tokenizer.token_bytes(), mesh)
+
+
+def restore_or_begin(setup: Setup, saves: Path, say: Callable[[str], None]) -> TrainState:
+    """Return the newest good state in `saves`, or a fresh one where there is none; damaged ones are named and moved aside."""
+    layout = setup.experiment.layout
+    abstract = abstract_state(setup.spec, setup.optimizer, layout, setup.mesh)
+
+    def load(step: int) -> TrainState:
+        state = checkpoint.read_state(saves, step, abstract)
+        if int(state.step) != step:
+            raise CheckpointError(f"checkpoint {saves / str(step)} holds the state of step {int(state.step)}")
+        return state
+
+    found = checkpoint.newest_good(saves, load, lambda fault: say(f"[yellow]warning:[/] {fault}"))
+    if found is None:
+        # One jitted draw, so that no device ever holds more than its own part.
+        return jax.jit(lambda: init_state(setup.spec, setup.optimizer, layout, setup.experiment.seed))()
+    for step in [s for s in checkpoint.saved_steps(saves) if s > found[0]]:
+        say(f"moved checkpoint {step} to {checkpoint.set_aside(saves, step)}")
+    return found[1]
+
+
+def compile_step(setup: Setup, state: TrainState, batch: Any) -> Callable[[TrainState, Any], tuple[TrainState, dict]]:
+    """Compile the train step once, ahead of time, its state donated: another shape later is an error, not a recompilation."""
+    experiment = setup.experiment
+
+    def loss_of(params: Any, batch: Any, key: jax.Array) -> Any:
+        return language_model.loss(
+            params, batch, setup.model, experiment.layout, z_loss=experiment.z_loss, remat=experiment.remat,
+            dropout_key=key if setup.model.dropout else None,
+        )  # fmt: skip
+
+    rate = schedule(experiment.optimizer, experiment.steps)
+    step = make_train_step(loss_of, setup.optimizer, rate, experiment.guard, experiment.accumulate)
+    return jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+
+
+def make_validate(setup: Setup) -> Callable[[Any], dict[str, float]] | None:
+    """Return validate(params) -> loss and its kin over the held-out batches; None where nothing is held out."""
+    if not setup.prepared.validation.rows:
+        return None
+    batches = setup.batches("validation")
+    count = min(setup.experiment.evaluation.batches or batches.num_batches, batches.num_batches)
+    sums_of = jax.jit(lambda params, batch: language_model.loss(params, batch, setup.model, setup.experiment.layout)[1])
+
+    def validate(params: Any) -> dict[str, float]:
+        read = (batches.at(index)[0] for index in range(count))
+        return evaluate(sums_of, params, ((setup.place(batch), setup.bytes_of(batch)) for batch in read))
+
+    return validate
+
+
+def describe_checkpoint(setup: Setup, step: int) -> dict[str, Any]:
+    """Return what a checkpoint says of itself, enough to read it with nothing else at hand."""
+    return {
+        "jaxlm": versions()["jaxlm"],
+        "experiment": to_dict(setup.experiment),
+        "tokenizer": setup.prepared.tokenizer.digest,
+        "data": {"key": setup.prepared.key, "seed": setup.experiment.seed, "next_step": step},
+        "mesh": dict(setup.mesh.shape),
+        "versions": versions(),
+    }

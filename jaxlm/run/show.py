@@ -1,0 +1,124 @@
+"""`jaxlm show` and `jaxlm diff`: an experiment looked at without running it."""
+
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from jaxlm import param
+from jaxlm.config import difference, digest, flatten
+from jaxlm.experiment import Experiment, check_devices, load_experiment
+from jaxlm.model import flops, transformer
+from jaxlm.run.directory import load_config
+
+
+def show_experiment(experiment: Experiment, num_devices: int) -> None:
+    """Print the resolved fields, parameters by part, FLOPs, bytes, and each weight's place with the reason."""
+    out = Console(highlight=False)
+    num_devices = num_devices or jax.device_count()
+    shape = check_devices(experiment, num_devices)
+    out.print(f"[bold]{experiment.name}[/]  digest {digest(experiment)}\n")
+    fields = _table("field", "value")
+    for name, value in flatten(experiment).items():
+        fields.add_row(name, str(value))
+    out.print(fields)
+    out.print()
+    out.print(_parts(experiment))
+    out.print()
+    out.print(_costs(experiment, shape))
+    out.print()
+    out.print(_placement(experiment, shape))
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in ("parameters", "share", "bytes a device") else "left")
+    return table
+
+
+def _parts(experiment: Experiment) -> Table:
+    counts: dict[str, int] = defaultdict(int)
+    for name, leaf in param.named_leaves(transformer.spec(experiment.model)).items():
+        parts = name.split(".")
+        counts[parts[2] if parts[0] == "blocks" else parts[0]] += math.prod(leaf.shape)
+    total = sum(counts.values())
+    table = _table("part", "parameters", "share")
+    for part, count in counts.items():
+        table.add_row(part, f"{count:,}", f"{100 * count / total:.1f} %")
+    table.add_row("[bold]all[/]", f"[bold]{total:,}[/]", "")
+    return table
+
+
+def activation_bytes(experiment: Experiment, mesh_shape: dict[str, int]) -> int:
+    """Return a rough count of the activations one device keeps for the backward pass (without attention's probabilities)."""
+    model = experiment.model
+    rows = experiment.batch_size // experiment.accumulate // mesh_shape.get(experiment.layout.batch or "", 1)
+    width, heads = model.hidden_size, (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
+    hidden = model.intermediate_size * (3 if model.gated else 2)
+    kept = {"none": 6 * width + 2 * heads + hidden, "dots": 3 * width + heads + hidden, "full": width}[experiment.remat]
+    itemsize = 2 if model.compute_dtype == "bfloat16" else 4
+    return rows * experiment.data.sequence_length * model.num_layers * kept * itemsize
+
+
+def _costs(experiment: Experiment, shape: dict[str, int]) -> Table:
+    length, spec = experiment.data.sequence_length, transformer.spec(experiment.model)
+    per_token = flops.train_flops_per_token(experiment.model, length)
+    tokens = experiment.batch_size * length
+    weights = param.bytes_per_device(spec, experiment.layout, shape)
+    copies = {"adamw": 2, "muon": 2, "lion": 1, "sgd": 1, "adafactor": 0}[experiment.optimizer.kind]
+    rows: dict[str, Any] = {
+        "mesh": " x ".join(f"{name} {size}" for name, size in shape.items()),
+        "training FLOPs a token": f"{per_token:.3e}",
+        "training FLOPs a step": f"{per_token * tokens:.3e} ({tokens:,} tokens)",
+        "training FLOPs of the run": f"{per_token * tokens * experiment.steps:.3e}",
+        "parameters a device": _bytes(weights),
+        "optimizer state a device": f"{_bytes(copies * weights)}{' at most' if experiment.optimizer.kind == 'muon' else ''}",
+        "gradients a device": _bytes(weights),
+        "activations a device": f"{_bytes(activation_bytes(experiment, shape))} (estimate, remat {experiment.remat})",
+    }
+    table = _table("cost", "value")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _placement(experiment: Experiment, shape: dict[str, int]) -> Table:
+    table = _table("weight", "shape", "split", "bytes a device", "why")
+    for name, leaf in param.named_leaves(transformer.spec(experiment.model)).items():
+        places, reasons, ways = [], [], 1
+        for axis in leaf.axes:
+            mesh_axis = getattr(experiment.layout, axis) if axis else None
+            places.append(f"{mesh_axis} {shape[mesh_axis]}" if mesh_axis else "-")
+            if axis:
+                reasons.append(f"{axis} -> {mesh_axis or 'whole'}")
+            ways *= shape[mesh_axis] if mesh_axis else 1
+        size = math.prod(leaf.shape) * 4 // ways
+        why = ", ".join(reasons) or "small: every device holds all of it"
+        table.add_row(name, " x ".join(map(str, leaf.shape)), ", ".join(places), _bytes(size), why)
+    return table
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} TiB"
+
+
+def show_difference(left: Path, right: Path) -> None:
+    """Print every field in which two experiments (files or runs) differ."""
+    a, b = (load_config(path) if path.is_dir() else load_experiment(path) for path in (left, right))
+    changes = difference(a, b)
+    if not changes:
+        print("no difference")
+        return
+    table = _table("field", str(left), str(right))
+    for name, before, now in changes:
+        table.add_row(name, str(before), str(now))
+    Console(highlight=False).print(table)
