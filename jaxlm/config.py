@@ -66,7 +66,8 @@ def _conform(value: Any, hint: Any, where: str) -> Any:
         value = _conform(value, arguments[0], where)
         for bound in (a for a in arguments[1:] if isinstance(a, Range) and value is not None):
             if not bound.low <= value <= bound.high:
-                raise ConfigError(f"{where} = {value!r} is out of range: it must lie between {bound.low:g} and {bound.high:g}")
+                wanted = f"at least {bound.low:g}" if bound.high == float("inf") else f"between {bound.low:g} and {bound.high:g}"
+                raise ConfigError(f"{where} = {value!r} is out of range: it must be {wanted}")
         return value
     if origin is Literal:
         if value not in arguments:

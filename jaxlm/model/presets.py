@@ -6,7 +6,7 @@ from jaxlm.model.config import ModelConfig
 
 
 def nano() -> ModelConfig:
-    """0.6M parameters: trains in seconds on a CPU."""
+    """0.5M parameters: trains in seconds on a CPU."""
     return ModelConfig(
         vocab_size=1024, num_layers=2, hidden_size=128, num_heads=4, num_kv_heads=2, intermediate_size=352, max_length=256
     )

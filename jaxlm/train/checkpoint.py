@@ -113,19 +113,33 @@ def read(folder: Path, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
     if fault:
         raise CheckpointError(f"checkpoint {path} is damaged: {fault}")
     try:
-        items = ocp.load_checkpointables(path.absolute(), abstract)
+        _compare(path, ocp.checkpointables_metadata(path.absolute()).metadata, abstract)
+        return ocp.load_checkpointables(path.absolute(), abstract)
+    except CheckpointError:
+        raise
     except Exception as fault:
-        raise CheckpointError(
-            f"checkpoint {path} cannot be read as this model: {str(fault).splitlines()[0][:300] if str(fault) else fault!r}"
-        ) from fault
-    # Orbax pads or truncates on a shape mismatch unless told otherwise: compare what came with what was asked for.
-    for (name, got), (_, wanted) in zip(*(jax.tree_util.tree_leaves_with_path(t) for t in (items, abstract)), strict=True):
-        if got.shape != wanted.shape or got.dtype != wanted.dtype:
-            raise CheckpointError(
-                f"checkpoint {path} holds {jax.tree_util.keystr(name, simple=True, separator='.')} as {got.dtype}{got.shape}, "
-                f"the configuration asks for {wanted.dtype}{wanted.shape}"
-            )
-    return items
+        reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
+        raise CheckpointError(f"checkpoint {path} cannot be read as this model: {reason:.300}") from fault
+
+
+def _compare(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise CheckpointError naming the first leaf that is missing or of another shape: Orbax pads and cuts silently."""
+
+    def leaves(tree: Any) -> dict[str, Any]:
+        named = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(place, simple=True, separator="."): leaf for place, leaf in named}
+
+    there = leaves({name: found.get(name) for name in wanted})
+    asked = leaves(wanted)
+    for name, leaf in asked.items():
+        if name not in there:
+            raise CheckpointError(f"checkpoint {path} has no {name}: it is of another model or optimizer")
+        shape, dtype = tuple(there[name].shape), there[name].dtype
+        if (shape, dtype) != (tuple(leaf.shape), leaf.dtype):
+            raise CheckpointError(f"checkpoint {path} holds {name} as {dtype}{shape}, the configuration asks for {leaf.dtype}{leaf.shape}")
+    extra = sorted(set(there) - set(asked))
+    if extra:
+        raise CheckpointError(f"checkpoint {path} holds {extra[0]}, which this configuration has not")
 
 
 def description(folder: Path, step: int) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def _inverse_sqrt(peak: float, warmup: int) -> optax.Schedule:
-    return lambda step: peak * jnp.sqrt(warmup / (warmup + step))
+    return lambda step: peak * jnp.sqrt(warmup / (warmup + jnp.maximum(step, 0)))
 
 
 def make_optimizer(config: OptimizerConfig, steps: int, spec: Any) -> optax.GradientTransformation:
