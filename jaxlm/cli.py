@@ -36,7 +36,7 @@ def train(
     _start_jax(experiment.mesh.cpu_devices)
     from jaxlm.run.loop import train as run
 
-    run(experiment, run_dir or Path("runs") / experiment.name, overrides=sys.argv[3:], allow_config_change=allow_config_change)
+    run(experiment, run_dir or Path("runs") / experiment.name, allow_config_change=allow_config_change)
 
 
 def show(

@@ -28,7 +28,7 @@ class Cache:
 def empty_cache(config: ModelConfig, layout: Layout, batch: int, slots: int) -> Cache:
     """Return a cache of `slots` tokens for `batch` rows, placed as keys and values are."""
     spec = layout.spec("batch", None, "kv_heads", None)
-    shape, dtype = (batch, slots, config.num_kv_heads, config.head_dim), jnp.dtype(config.compute_dtype)
+    shape, dtype = (batch, slots, config.kv_heads, config.head_size), jnp.dtype(config.compute_dtype)
 
     def arrays() -> tuple[Array, ...]:
         return tuple(jnp.zeros(shape, dtype, out_sharding=spec) for _ in range(config.num_layers))
@@ -60,7 +60,7 @@ def extend(
         def attend(q: Array, k: Array, v: Array, layer: int = layer) -> Array:
             keys[layer], values[layer] = _insert(keys[layer], k, cache.used), _insert(values[layer], v, cache.used)
             return attention(
-                q, keys[layer], values[layer], at, past, scale=config.query_scale or config.head_dim**-0.5,
+                q, keys[layer], values[layer], at, past, scale=config.attention_scale,
                 causal=config.causal, window=config.window(layer), softcap=config.attention_softcap,
             )  # fmt: skip
 

@@ -84,24 +84,20 @@ class ModelConfig:
     """auto: cuDNN on a GPU, splash on a TPU, blocked on a CPU."""
 
     def check(self) -> None:
-        """Raise ConfigError where fields contradict one another; fill in the sizes given as 0."""
-        if not self.num_kv_heads:
-            object.__setattr__(self, "num_kv_heads", self.num_heads)
-        if not self.head_dim:
-            if self.hidden_size % self.num_heads:
-                raise ConfigError(
-                    f"model.hidden_size = {self.hidden_size} does not divide by model.num_heads = {self.num_heads}: "
-                    f"take {_near_divisor(self.hidden_size, self.num_heads)} heads, or set model.head_dim"
-                )
-            object.__setattr__(self, "head_dim", self.hidden_size // self.num_heads)
-        if self.num_heads % self.num_kv_heads:
+        """Raise ConfigError where fields contradict one another."""
+        if not self.head_dim and self.hidden_size % self.num_heads:
+            raise ConfigError(
+                f"model.hidden_size = {self.hidden_size} does not divide by model.num_heads = {self.num_heads}: "
+                f"take {_near_divisor(self.hidden_size, self.num_heads)} heads, or set model.head_dim"
+            )
+        if self.num_heads % self.kv_heads:
             raise ConfigError(
                 f"model.num_heads = {self.num_heads} does not divide by model.num_kv_heads = {self.num_kv_heads}: "
                 f"take {_near_divisor(self.num_heads, self.num_kv_heads)} key-value heads"
             )
         if self.positions == "rope" and (self.rotary_dim % 2 or not self.rotary_dim):
             raise ConfigError(
-                f"model.rope_fraction = {self.rope_fraction} rotates {self.rotary_dim} of head_dim = {self.head_dim} features: "
+                f"model.rope_fraction = {self.rope_fraction} rotates {self.rotary_dim} of a head's {self.head_size} features: "
                 "the number must be even and above 0"
             )
         if not self.attention_pattern:
@@ -116,6 +112,21 @@ class ModelConfig:
             raise ConfigError(f'model.biases has "gate", but activation {self.activation!r} has no gate: take it out')
 
     @property
+    def kv_heads(self) -> int:
+        """Key-value heads (K)."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def head_size(self) -> int:
+        """Size of a head (H)."""
+        return self.head_dim or self.hidden_size // self.num_heads
+
+    @property
+    def attention_scale(self) -> float:
+        """Factor on the attention logits."""
+        return self.query_scale or self.head_size**-0.5
+
+    @property
     def gated(self) -> bool:
         """Whether the feed-forward sub-layer has a gate matrix."""
         return self.activation in ("swiglu", "geglu")
@@ -123,7 +134,7 @@ class ModelConfig:
     @property
     def rotary_dim(self) -> int:
         """Features of a head that RoPE rotates."""
-        return int(self.head_dim * self.rope_fraction)
+        return int(self.head_size * self.rope_fraction)
 
     def window(self, layer: int) -> int:
         """Return the window of the attention in this layer; 0 where it sees everything."""

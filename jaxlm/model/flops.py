@@ -49,7 +49,7 @@ def forward_flops_per_token(config: ModelConfig, length: int) -> float:
             matrices += size
     matrices += config.vocab_size * config.hidden_size  # the output head, tied or not
     keys = sum(min(length, config.window(layer) or length) for layer in range(config.num_layers))
-    return 2.0 * matrices + 4.0 * config.num_heads * config.head_dim * keys
+    return 2.0 * matrices + 4.0 * config.num_heads * config.head_size * keys
 
 
 def train_flops_per_token(config: ModelConfig, length: int) -> float:

@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -89,8 +89,8 @@ def load_config(folder: Path) -> Experiment:
         raise CheckpointError(f"{path} is not a configuration of this version of jaxlm ({jaxlm.__version__}): {fault}") from fault
 
 
-def record_start(folder: Path, experiment: Experiment, overrides: Sequence[str], facts: dict[str, Any]) -> None:
-    """Add to run.json how the run was started (or continued): command, code version, packages, devices, mesh."""
+def record_start(folder: Path, experiment: Experiment, facts: dict[str, Any]) -> None:
+    """Add to run.json how the run was started (or continued): command as typed, code version, packages, devices, mesh."""
     path = folder / RECORD
     try:
         starts = json.loads(path.read_text())["starts"]
@@ -103,7 +103,6 @@ def record_start(folder: Path, experiment: Experiment, overrides: Sequence[str],
         {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": sys.argv,
-            "overrides": list(overrides),
             "config_digest": digest(experiment),
             "git_commit": commit,
             "git_dirty": bool(difference),

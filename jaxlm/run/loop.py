@@ -3,7 +3,7 @@
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import jax
 from jaxlm import param
 from jaxlm.data.mixture import prefetch
 from jaxlm.data.prepare import prepare
+from jaxlm.data.sources import parse_source
 from jaxlm.errors import JaxlmError
 from jaxlm.eval.language_model import summarize
 from jaxlm.experiment import Experiment, GuardConfig, check_devices
@@ -25,7 +26,7 @@ from jaxlm.train.step import TrainState
 
 
 def train(
-    experiment: Experiment, folder: Path, *, overrides: Sequence[str] = (), allow_config_change: bool = False
+    experiment: Experiment, folder: Path, *, allow_config_change: bool = False
 ) -> list[dict[str, Any]]:
     """Run an experiment in `folder`, or continue the run that is there, and return its metrics rows.
 
@@ -33,6 +34,8 @@ def train(
     used where the configuration is at fault, with the last good checkpoint kept where the run is.
     """
     out = display.console()
+    for spelling in (*experiment.data.sources, *experiment.data.validation_sources):
+        parse_source(spelling)  # a missing file is told before anything is made
     with directory.opened_for_writing(folder):
         for name, before, now in directory.settle_config(folder, experiment, allow_change=allow_config_change):
             out.print(f"changed: {name} {before!r} -> {now!r}")
@@ -44,7 +47,7 @@ def train(
         setup = set_up(experiment, prepared, mesh)
         prepared.tokenizer.save(folder / directory.TOKENIZER)
         facts = {"devices": f"{len(devices)} x {devices[0].device_kind}", "mesh": mesh_shape, "data": prepared.key}
-        directory.record_start(folder, experiment, overrides, facts)
+        directory.record_start(folder, experiment, facts)
         with jax.set_mesh(mesh):
             return _run(setup, folder, out)
 

@@ -58,7 +58,7 @@ def activation_bytes(experiment: Experiment, mesh_shape: dict[str, int]) -> int:
     """Return a rough count of the activations one device keeps for the backward pass (without attention's probabilities)."""
     model = experiment.model
     rows = experiment.batch_size // experiment.accumulate // mesh_shape.get(experiment.layout.batch or "", 1)
-    width, heads = model.hidden_size, (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
+    width, heads = model.hidden_size, (model.num_heads + 2 * model.kv_heads) * model.head_size
     hidden = model.intermediate_size * (3 if model.gated else 2)
     kept = {"none": 6 * width + 2 * heads + hidden, "dots": 3 * width + heads + hidden, "full": width}[experiment.remat]
     itemsize = 2 if model.compute_dtype == "bfloat16" else 4

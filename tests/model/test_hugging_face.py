@@ -68,7 +68,7 @@ def config_of(name: str, theirs: dict) -> ModelConfig:
 
 def load(name: str, prefix: str, w: dict, config: ModelConfig) -> dict:
     """Return {leaf name of one layer: array} of a Hugging Face layer whose tensors begin with `prefix`."""
-    D, N, K, H = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
+    D, N, K, H = config.hidden_size, config.num_heads, config.kv_heads, config.head_size
     get = lambda key: w.get(prefix + key)  # noqa: E731
     if name == "gpt2":
         q, k, v = np.split(get("attn.c_attn.weight"), 3, axis=1)

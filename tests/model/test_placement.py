@@ -39,7 +39,7 @@ def test_every_factorisation_of_eight(name):
     value, gradients = loss_and_gradients(config, Layout(), {"data": 1, "model": 1})
     for data in data_sizes:
         shape = {"data": data, "model": 8 // data}
-        layout = Layout() if config.num_kv_heads % shape["model"] == 0 else Layout(kv_heads=None)
+        layout = Layout() if config.kv_heads % shape["model"] == 0 else Layout(kv_heads=None)
         found, found_gradients = loss_and_gradients(config, layout, shape)
         np.testing.assert_allclose(found, value, rtol=2e-6)
         for a, b in zip(jax.tree.leaves(found_gradients), jax.tree.leaves(gradients), strict=True):

@@ -1,0 +1,143 @@
+"""The command line as a newcomer meets it: every mistake is caught before a device is touched, and says the fix."""
+
+import subprocess
+import sys
+
+import pytest
+
+from jaxlm.cli import COMMANDS, main
+from jaxlm.errors import ConfigError
+from jaxlm.experiment import check_devices, load_experiment
+
+
+def run(capsys, *arguments):
+    """Return (exit status, what was printed, with the line breaks of boxes undone)."""
+    try:
+        status = main([str(a) for a in arguments])
+    except SystemExit as stop:
+        status = stop.code
+    printed = capsys.readouterr()
+    return status, " ".join((printed.out + printed.err).replace("│", " ").split())
+
+
+@pytest.fixture
+def no_devices(monkeypatch):
+    """Fail the test if a device is asked for."""
+    import jax
+
+    def touched(*args):
+        raise AssertionError("a device was touched")
+
+    monkeypatch.setattr(jax, "devices", touched)
+    monkeypatch.setattr(jax, "device_count", touched)
+    monkeypatch.setattr("jaxlm.cli._start_jax", lambda cpu_devices: None)
+
+
+MISTAKES = {
+    "a misspelt field": (("--model.num-layer", "3"), "--model.num-layers"),
+    "a wrong type": (("--steps", "many"), "INT"),
+    "a value out of range": (("--steps", "0"), "at least 1"),
+    "heads that do not divide": (("--model.num-heads", "5"), "take 4 heads"),
+    "key-value heads that do not divide": (("--model.num-kv-heads", "3"), "key-value heads"),
+    "a vocabulary too small": (("--model.vocab-size", "100"), "set --model.vocab-size 259"),
+    "rows too long": (("--data.sequence-length", "128"), "--model.max-length 128"),
+    "microbatches that do not divide": (("--accumulate", "3"), "take accumulate = 2"),
+    "a warm-up without end": (("--optimizer.warmup-steps", "40"), "set it below 30"),
+    "an unknown source": (("--data.sources", "txt:book"), "text"),
+    "a missing file": (("--data.sources", "text:/no/such/book.txt"), "/no/such/book.txt"),
+    "an unknown choice": (("--optimizer.kind", "adam"), "adamw"),
+    "weights that do not fit": (("--data.weights", "1", "2"), "one each"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_say_the_fix(mistake, experiment_file, tmp_path, capsys, no_devices):
+    arguments, fix = MISTAKES[mistake]
+    if mistake in ("an unknown source", "a missing file"):
+        status, said = run(capsys, "data", "prepare", experiment_file, *arguments)
+    else:
+        status, said = run(capsys, "train", experiment_file, "--run-dir", tmp_path / "run", *arguments)
+    assert status == 2 and fix in said and "Traceback" not in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_sources_are_looked_for_before_devices(experiment_file, tmp_path, capsys, no_devices):
+    status, said = run(capsys, "train", experiment_file, "--run-dir", tmp_path / "run", "--data.sources", "text:/no/such/book.txt")
+    assert status == 2 and "/no/such/book.txt" in said
+
+
+def test_an_unwritable_run_directory(experiment_file, tmp_path, capsys, no_devices):
+    (tmp_path / "file").write_text("in the way")
+    status, said = run(capsys, "train", experiment_file, "--run-dir", tmp_path / "file" / "run")
+    assert status == 2 and "cannot be written" in said and "--run-dir" in said
+
+
+def test_a_batch_that_does_not_divide_over_the_mesh(experiment_file):
+    with pytest.raises(ConfigError, match=r"8 rows do not divide over mesh.data = 16: set --batch-size 16"):
+        check_devices(load_experiment(experiment_file), 16)
+    with pytest.raises(ConfigError, match="does not make up the 8 devices"):
+        check_devices(load_experiment(experiment_file).__class__(**_with_mesh(experiment_file, data=3)), 8)
+
+
+def _with_mesh(file, **mesh):
+    from jaxlm.config import to_dict
+
+    return to_dict(load_experiment(file)) | {"mesh": mesh}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1", "defines no function experiment"),
+        ("def experiment():\n    return 3", "returned a int"),
+        ("def experiment():\n    return undefined", "line 2"),
+        ("def experiment(:", "SyntaxError"),
+        ("from jaxlm.model.config import ModelConfig\n\ndef experiment():\n    return ModelConfig(num_layer=3)", "Did you mean 'num_layers'.*line 4"),
+    ],
+)
+def test_faults_in_an_experiment_file_have_a_place(text, message, tmp_path, capsys):
+    import re
+
+    (tmp_path / "mine.py").write_text(text)
+    status, said = run(capsys, "train", tmp_path / "mine.py")
+    assert status == 2 and re.search(message, said), said
+
+
+def test_a_missing_experiment_and_an_unknown_command(tmp_path, capsys):
+    (tmp_path / "quick.py").write_text("")
+    assert "Did you mean 'quick.py'" in run(capsys, "train", tmp_path / "quik.py")[1]
+    assert "Did you mean 'train'" in run(capsys, "trian", "x.py")[1]
+    assert run(capsys, "trian", "x.py")[0] == 2
+
+
+def test_help_lists_every_field_with_its_meaning(experiment_file, capsys):
+    status, said = run(capsys, "train", experiment_file, "--help")
+    assert status == 0
+    for field in ("--model.num-layers", "--optimizer.learning-rate", "--data.tokenizer.vocab-size", "--mesh.cpu-devices", "--run-dir"):
+        assert field in said
+    assert "Blocks, each an attention and a feed-forward sub-layer." in said
+    for command in COMMANDS:
+        assert run(capsys, *command.split(), "--help")[0] == 0
+
+
+def test_diff_and_show(experiment_file, tmp_path, capsys):
+    other = tmp_path / "other.py"
+    other.write_text(experiment_file.read_text().replace("steps=30", "steps=40"))
+    status, said = run(capsys, "diff", experiment_file, other)
+    assert status == 0 and "steps 30 40" in said
+    assert run(capsys, "diff", other, other) == (0, "no difference")
+    shown = subprocess.run(
+        [sys.executable, "-m", "jaxlm", "show", experiment_file, "--devices", "4", "--mesh.model", "2", "--layout.vocab", "None"],
+        capture_output=True, text=True, check=True, env={"COLUMNS": "220", "PATH": "", "JAX_PLATFORMS": "cpu", "HOME": str(tmp_path)},
+    ).stdout  # fmt: skip
+    for part in ("model.num_layers", "training FLOPs a token", "blocks.0.attention.q", "embed -> data", "28,928"):
+        assert part in shown, shown
+
+
+def test_data_commands(experiment_file, tmp_path, capsys):
+    status, said = run(capsys, "data", "prepare", experiment_file)
+    assert status == 0 and "documents" in said and "validation" in said
+    status, said = run(capsys, "data", "show", experiment_file, "--rows", "3")
+    assert status == 0 and said.count("=== train row") == 3 and "--- document 1" in said
+    status, said = run(capsys, "data", "tokenizer", experiment_file, tmp_path / "own.model")
+    assert status == 0 and (tmp_path / "own.model").is_file()

@@ -1,0 +1,66 @@
+"""Killed at random moments, during steps and during saves, a run ends with the very rows of an uninterrupted one."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+from jaxlm.run.metrics import read_rows
+
+TIMES = {"tokens_per_second", "step_seconds", "data_wait_seconds"}
+STEPS = 90
+
+
+def start(experiment_file, folder):
+    command = [sys.executable, "-m", "jaxlm", "train", str(experiment_file), "--run-dir", str(folder)]
+    command += ["--steps", str(STEPS), "--mesh.cpu-devices", "2", "--sample.tokens", "0", "--log.no-tensorboard"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"COLUMNS": "200"})
+
+
+def facts(folder):
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_rows(folder / "metrics.jsonl")]
+
+
+def kill_when(process, moment):
+    """Send SIGKILL as soon as `moment()` is true; return whether it came before the process ended by itself."""
+    while process.poll() is None:
+        if moment():
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return True
+        time.sleep(0.0005)
+    return False
+
+
+def test_killed_at_random_the_rows_are_the_same_to_the_bit(experiment_file, tmp_path):
+    whole = start(experiment_file, tmp_path / "whole")
+    output, _ = whole.communicate(timeout=300)
+    assert whole.returncode == 0, output
+    expected = facts(tmp_path / "whole")
+    assert len(expected) == STEPS + STEPS // 10
+
+    seed = int(os.environ.get("JAXLM_KILL_SEED", time.time_ns() % 10_000))
+    rng, folder, kills = random.Random(seed), tmp_path / "killed", 0
+    saves = folder / "checkpoints"
+    for attempt in range(4):
+        process = start(experiment_file, folder)
+        if attempt % 2:  # while a checkpoint is being written
+            at_save = rng.randrange(2, 5)
+            seen: set[str] = set()
+
+            def saving(at_save=at_save, seen=seen):
+                seen |= {p.name for p in saves.glob("*tmp*")} if saves.is_dir() else set()
+                return len(seen) >= at_save
+
+            kills += kill_when(process, saving)
+        else:
+            target = len(facts(folder)) + rng.randrange(5, 25)
+            kills += kill_when(process, lambda target=target: len(read_rows(folder / "metrics.jsonl")) >= target)
+    last = start(experiment_file, folder)
+    output, _ = last.communicate(timeout=300)
+    assert last.returncode == 0, output
+    assert kills >= 3, f"seed {seed}: the run ended before it could be killed"
+    assert facts(folder) == expected, f"differs after kills with JAXLM_KILL_SEED={seed}"
+    assert not list(saves.glob("*tmp*")), "what a killed save left behind was not cleared"

@@ -1,0 +1,194 @@
+"""A run from start to finish, and what can be done with it afterwards."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlm.data.tokenizer import load_tokenizer
+from jaxlm.errors import CheckpointError, ConfigError, DataError, JaxlmError
+from jaxlm.experiment import load_experiment
+from jaxlm.layout import Layout, MeshConfig
+from jaxlm.run.directory import load_config
+from jaxlm.run.evaluate import evaluate_run
+from jaxlm.run.loop import train
+from jaxlm.run.metrics import read_rows
+from jaxlm.run.open import opened
+from jaxlm.run.sample import sample_run
+from jaxlm.run.score import row_logits, score_rows
+from jaxlm.train.checkpoint import saved_steps
+
+TIMES = {"tokens_per_second", "step_seconds", "data_wait_seconds", "mfu"}
+
+
+def facts(folder):
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_rows(folder / "metrics.jsonl")]
+
+
+def test_a_run_leaves_a_record_curves_checkpoints_and_a_sample(finished):
+    rows = read_rows(finished / "metrics.jsonl")
+    train_rows = [r for r in rows if r["split"] == "train"]
+    held_out = [r for r in rows if r["split"] == "validation"]
+    assert [r["step"] for r in train_rows] == list(range(30)) and [r["step"] for r in held_out] == [10, 20, 30]
+    assert {"loss", "bits_per_byte", "batch_hash", "tokens_per_second", "gradient_norm", "learning_rate"} <= set(train_rows[0])
+    assert held_out[-1]["bits_per_byte"] < train_rows[0]["bits_per_byte"] - 1
+    # A byte-level token is a byte, but for the end of a document, which stands for none.
+    assert train_rows[5]["bits_per_byte"] == pytest.approx(train_rows[5]["loss"] / np.log(2), rel=0.02)
+    assert len({r["batch_hash"] for r in train_rows}) == 30
+    assert saved_steps(finished / "checkpoints") == [21, 28, 30]
+    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+    summary = (finished / "summary.md").read_text()
+    assert "validation bits per byte" in summary and "def " in summary
+    assert any((finished / "tensorboard").iterdir())
+    start = json.loads((finished / "run.json").read_text())["starts"][0]
+    assert start["mesh"] == {"data": 8, "model": 1} and start["versions"]["jax"] == jax.__version__ and start["config_digest"]
+
+
+def test_a_finished_run_is_left_as_it_is(finished):
+    before = facts(finished)
+    train(load_config(finished), finished)
+    assert facts(finished) == before
+
+
+def test_continuing_on_another_mesh_gives_the_same_batches_and_near_losses(finished, experiment_file, tmp_path):
+    experiment = load_experiment(experiment_file)
+    experiment = dataclasses.replace(experiment, mesh=MeshConfig(data=4, model=2), layout=Layout(vocab=None))  # 259 is odd
+    folder = tmp_path / "moved"
+    shutil.copytree(finished, folder)
+    for step in (28, 30):
+        shutil.rmtree(folder / "checkpoints" / str(step))
+    train(experiment, folder)
+    for ours, theirs in zip(facts(folder), facts(finished), strict=True):
+        assert ours.get("batch_hash") == theirs.get("batch_hash")
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+
+
+def test_a_changed_config_is_refused_with_the_difference(finished, experiment_file):
+    changed = dataclasses.replace(load_experiment(experiment_file), seed=5, steps=31)
+    with pytest.raises(ConfigError, match=r"steps: 30 in the run, 31 now[\s\S]*seed: 0 in the run, 5 now[\s\S]*--allow-config-change"):
+        train(changed, finished)
+    assert load_config(finished).seed == 0
+
+
+def test_an_allowed_change_continues(finished, experiment_file, tmp_path):
+    folder = tmp_path / "longer"
+    shutil.copytree(finished, folder)
+    rows = train(dataclasses.replace(load_experiment(experiment_file), steps=32), folder, allow_config_change=True)
+    assert [r["step"] for r in rows if r["split"] == "train"] == list(range(32))
+
+
+def test_damage_to_the_newest_checkpoint_and_the_record_costs_only_its_steps(finished, experiment_file, tmp_path, capsys):
+    folder = tmp_path / "damaged"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "checkpoints" / "30")
+    (folder / "checkpoints" / "28" / "params" / "manifest.ocdbt").write_bytes(b"gone")
+    with (folder / "metrics.jsonl").open("a") as record:
+        record.write('{"step": 30, "spl')  # cut short by a crash
+    train(load_experiment(experiment_file), folder)
+    assert facts(folder) == facts(finished)
+    said = capsys.readouterr().err
+    assert "damaged" in said and "28" in said and "continuing at step 21" in said
+    assert (folder / "damaged" / "28-1").is_dir()
+
+
+def test_sigterm_saves_and_the_run_continues_to_the_bit(finished, experiment_file, tmp_path, capsys):
+    folder = tmp_path / "stopped"
+
+    def stop_soon():
+        while len(read_rows(folder / "metrics.jsonl")) < 5:
+            time.sleep(0.002)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_soon, daemon=True).start()
+    train(load_experiment(experiment_file), folder)
+    stopped = max(saved_steps(folder / "checkpoints"))
+    assert "stopped and saved" in capsys.readouterr().err and stopped < 30
+    assert [r["step"] for r in facts(folder) if r["split"] == "train"] == list(range(stopped))
+    train(load_experiment(experiment_file), folder)
+    assert facts(folder) == facts(finished)
+
+
+def test_too_many_bad_steps_abort_and_keep_the_last_checkpoint(experiment_file, tmp_path):
+    experiment = load_experiment(experiment_file)
+    wild = dataclasses.replace(experiment.optimizer, learning_rate=1e30, clip=0.0, warmup_steps=0, schedule="constant")
+    with pytest.raises(JaxlmError, match=r"10 steps in a row.*Lower --optimizer.learning-rate"):
+        train(dataclasses.replace(experiment, optimizer=wild, steps=60), tmp_path / "wild")
+    assert read_rows(tmp_path / "wild" / "metrics.jsonl")[-1]["skipped_in_a_row"] == 10
+
+
+def test_two_processes_cannot_train_in_one_directory(finished, experiment_file):
+    import fcntl
+
+    with (finished / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="another process is training"):
+            train(load_experiment(experiment_file), finished)
+
+
+def test_eval_on_the_runs_own_text_and_on_another(finished, tmp_path, capsys):
+    evaluate_run(finished, None, (), "validation", 2, 0)
+    own = json.loads(capsys.readouterr().out)
+    last = [r for r in read_rows(finished / "metrics.jsonl") if r["split"] == "validation"][-1]
+    assert own["step"] == 30 and own["loss"] == pytest.approx(last["loss"], rel=1e-5)
+    text = "import os\n\n\ndef main():\n    return os.getcwd()\n" * 30
+    (tmp_path / "other.txt").write_text(text)
+    evaluate_run(finished, 28, (f"text:{tmp_path}/other.txt",), "validation", 0, 3)
+    other = json.loads(capsys.readouterr().out)
+    assert other["tokens"] == len(text) + 1 and other["step"] == 28
+    assert other["bits_per_byte"] == pytest.approx(other["loss"] / np.log(2) * (len(text) + 1) / len(text))
+    with pytest.raises(CheckpointError, match="no checkpoint of step 3: it has 21, 28, 30"):
+        evaluate_run(finished, 3, (), "validation", 0, 0)
+
+
+def test_score(finished, tmp_path, capsys):
+    rows = np.random.default_rng(0).integers(0, 259, (3, 11))
+    np.save(tmp_path / "rows.npy", rows)
+    score_rows(finished, tmp_path / "rows.npy", tmp_path / "logits.npy", None, 2)
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    logits = np.load(tmp_path / "logits.npy")
+    assert logits.shape == (3, 11, 259) and logits.dtype == np.float32
+    with opened(finished) as run:
+        np.testing.assert_allclose(logits, row_logits(run.params, rows, run.model, run.experiment.layout), atol=1e-5)
+    expected = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits[:, :-1])), rows[:, 1:, None], -1)[..., 0]
+    np.testing.assert_allclose([r["log_probs"] for r in printed], expected, atol=1e-5)
+    np.testing.assert_allclose([r["log_prob"] for r in printed], expected.sum(-1), rtol=1e-5)
+    for bad, message in ((rows + 100, "this model knows 0 to 258"), (np.zeros((2, 70), int), "at most 64"), (rows * 1.0, "integer")):
+        np.save(tmp_path / "bad.npy", bad)
+        with pytest.raises(DataError, match=message):
+            score_rows(finished, tmp_path / "bad.npy", None, None, 2)
+    (tmp_path / "text.npy").write_text("no array")
+    with pytest.raises(DataError, match="not a NumPy array"):
+        score_rows(finished, tmp_path / "text.npy", None, None, 2)
+
+
+def test_sample_streams_what_it_returns_and_repeats_by_seed(finished, capsys):
+    texts = []
+    for seed in (1, 1, 2):
+        sample_run(finished, ("import ",), 12, (1.0, 0, 1.0), 1, seed, None)
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != texts[2] and texts[0].startswith("import ")
+    sample_run(finished, ("a", "b"), 5, (0.0, 0, 1.0), 2, 0, None)
+    assert capsys.readouterr().out.count("--- ") == 4
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(CheckpointError, match="is not a run directory"), opened(tmp_path):
+        pass
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be read"), opened(tmp_path):
+        pass
+    (tmp_path / "config.json").write_text('{"nme": 3}')
+    with pytest.raises(CheckpointError, match="Did you mean 'name'"), opened(tmp_path):
+        pass
+
+
+def test_the_runs_tokenizer_is_its_own(finished):
+    tokenizer = load_tokenizer(finished / "tokenizer.model")
+    assert tokenizer.decode(tokenizer.encode("naïve\n")) == "naïve\n"
