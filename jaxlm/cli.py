@@ -5,6 +5,7 @@ Nothing heavy is imported until a command needs it, so that --help answers at on
 
 from __future__ import annotations  # `Experiment` below is resolved when a command that has one is parsed
 
+import errno
 import functools
 import os
 import sys
@@ -173,6 +174,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except JaxlmError as fault:
         out.print("[bold red]error:[/] ", end="")
         out.print(str(fault), markup=False, soft_wrap=True)
+        return 2
+    except OSError as fault:
+        if fault.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        out.print(f"error: {fault}. Make room or choose a folder that can be written; nothing written before is lost", markup=False)
         return 2
     except KeyboardInterrupt:
         out.print("interrupted")

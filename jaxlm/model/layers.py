@@ -63,7 +63,7 @@ def norm_spec(config: ModelConfig, *shape: int, axes: tuple[str | None, ...] | N
 
 def attention_spec(config: ModelConfig) -> Attention:
     """Return the spec of one attention sub-layer."""
-    D, N, K, H = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
+    D, N, K, H = config.hidden_size, config.num_heads, config.kv_heads, config.head_size
     q_axes, kv_axes = ("embed", "heads", None), ("embed", "kv_heads", None)
 
     def bias(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> Param | None:

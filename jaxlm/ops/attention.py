@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, P
-from jax.ad_checkpoint import checkpoint_name
 
 Kernel = Literal["plain", "blocked", "cudnn", "splash"]
 
@@ -16,8 +15,6 @@ Kernel = Literal["plain", "blocked", "cudnn", "splash"]
 QUERY_BLOCK = 128
 # A finite stand-in for minus infinity: a query that may see nothing gets a uniform distribution instead of NaN.
 MASKED = -1e30
-# The name that rematerialisation policies know attention probabilities by.
-WEIGHTS = "attention_weights"
 
 
 class Tokens(NamedTuple):
@@ -89,25 +86,7 @@ def attention_weights(q: Array, k: Array, seen: Array, *, scale: float, softcap:
     logits = logits.reshape(batch, groups, share, length, -1) * scale
     if softcap:
         logits = softcap * jnp.tanh(logits / softcap)
-    return _softmax(jnp.where(seen[:, None, None], logits, MASKED))
-
-
-@jax.custom_vjp
-def _softmax(logits: Array) -> Array:
-    return jax.nn.softmax(logits, axis=-1)
-
-
-def _softmax_forward(logits: Array) -> tuple[Array, Array]:
-    weights = checkpoint_name(jax.nn.softmax(logits, axis=-1), WEIGHTS)
-    return weights, weights
-
-
-def _softmax_backward(weights: Array, cotangent: Array) -> tuple[Array]:
-    product = weights * cotangent
-    return (product - weights * jnp.sum(product, axis=-1, keepdims=True),)
-
-
-_softmax.defvjp(_softmax_forward, _softmax_backward)
+    return jax.nn.softmax(jnp.where(seen[:, None, None], logits, MASKED), axis=-1)
 
 
 def _heads_first(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
