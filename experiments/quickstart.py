@@ -1,6 +1,6 @@
 """A small model learns the Python standard library, in minutes on a laptop's CPU.
 
-    jaxlm train experiments/quickstart.py
+jaxlm train experiments/quickstart.py
 """
 
 from jaxlm.data.prepare import DataConfig
@@ -14,15 +14,15 @@ from jaxlm.train.optimizer import OptimizerConfig
 def experiment() -> Experiment:
     return Experiment(
         name="quickstart",
-        steps=600,
-        batch_size=16,
+        steps=400,
+        batch_size=8,
         model=ModelConfig(
             vocab_size=4096, num_layers=4, hidden_size=192, num_heads=6, num_kv_heads=2, intermediate_size=512, max_length=512
         ),
         data=DataConfig(sources=("stdlib",), tokenizer=TokenizerConfig(kind="bpe", vocab_size=4096), sequence_length=256),
-        optimizer=OptimizerConfig(kind="adamw", learning_rate=3e-3, warmup_steps=50),
+        optimizer=OptimizerConfig(kind="adamw", learning_rate=3e-3, warmup_steps=40),
         mesh=MeshConfig(cpu_devices=2),
-        evaluation=EvaluationConfig(every=100, batches=8),
-        checkpoint=CheckpointConfig(every=200),
+        evaluation=EvaluationConfig(every=50, batches=8),
+        checkpoint=CheckpointConfig(every=100),
         sample=SampleConfig(prompts=("def ", "class "), tokens=120),
     )

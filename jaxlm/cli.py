@@ -30,7 +30,9 @@ Fields = arg(name="")  # the experiment's fields, without a prefix: --steps 100 
 def train(
     file: File,
     experiment: Annotated[Experiment, Fields],
-    run_dir: Annotated[Path | None, arg(help="Where the run lives, runs/NAME by default; a run that is there is continued.")] = None,
+    run_dir: Annotated[
+        Path | None, arg(help="Where the run lives, runs/NAME by default; a run that is there is continued.")
+    ] = None,
     allow_config_change: Annotated[bool, arg(help="Continue a run although its configuration has changed.")] = False,
 ) -> None:
     """Train, or continue, an experiment; every field of it can be changed here."""
@@ -63,7 +65,9 @@ def diff(
 
 
 def data_prepare(
-    file: File, experiment: Annotated[Experiment, Fields], workers: Annotated[int, arg(help="Processes that encode; 0: one a core.")] = 0
+    file: File,
+    experiment: Annotated[Experiment, Fields],
+    workers: Annotated[int, arg(help="Processes that encode; 0: one a core.")] = 0,
 ) -> None:
     """Tokenise and pack an experiment's data, once; `jaxlm train` does the same where it is missing."""
     from jaxlm.run.data import prepare_data
@@ -98,7 +102,9 @@ def data_tokenizer(
 def evaluate(
     run: RunFolder,
     step: Step = None,
-    source: Annotated[tuple[str, ...], arg(help="Text to evaluate on, for example text:book.txt; the run's own by default.")] = (),
+    source: Annotated[
+        tuple[str, ...], arg(help="Text to evaluate on, for example text:book.txt; the run's own by default.")
+    ] = (),
     split: Annotated[Literal["train", "validation"], arg(help="Of the run's own data.")] = "validation",
     batches: Annotated[int, arg(help="How many batches; 0: all.")] = 0,
     batch_size: Annotated[int, arg(help="Rows a batch; 0: the run's.")] = 0,
@@ -113,7 +119,9 @@ def evaluate(
 def score(
     run: RunFolder,
     tokens: Annotated[Path, arg(metavar="ROWS.npy", help="Token rows, integers [rows, length].")],
-    logits: Annotated[Path | None, arg(metavar="OUT.npy", help="Write all logits there, float32 [rows, length, vocabulary].")] = None,
+    logits: Annotated[
+        Path | None, arg(metavar="OUT.npy", help="Write all logits there, float32 [rows, length, vocabulary].")
+    ] = None,
     step: Step = None,
     batch_size: Annotated[int, arg(help="Rows at a time.")] = 8,
 ) -> None:
@@ -178,7 +186,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as fault:
         if fault.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
-        out.print(f"error: {fault}. Make room or choose a folder that can be written; nothing written before is lost", markup=False)
+        out.print(
+            f"error: {fault}. Make room or choose a folder that can be written; nothing written before is lost", markup=False
+        )
         return 2
     except KeyboardInterrupt:
         out.print("interrupted")
@@ -204,7 +214,9 @@ def _overview(out: Console) -> None:
     for name, command in COMMANDS.items():
         table.add_row(f"  jaxlm {name}", command.__doc__.splitlines()[0])
     out.print(table)
-    out.print("\n`jaxlm COMMAND --help` tells what it takes; `jaxlm train EXPERIMENT.py --help` lists every field of the experiment.")
+    out.print(
+        "\n`jaxlm COMMAND --help` tells what it takes; `jaxlm train EXPERIMENT.py --help` lists every field of the experiment."
+    )
 
 
 def _start_jax(cpu_devices: int) -> None:

@@ -39,7 +39,9 @@ def config(cls: type[Config]) -> type[Config]:
             raise ConfigError(f"{cls.__name__} takes its fields by name, for example {next(iter(fields))}={args[0]!r}")
         for name in given:
             if name not in fields:
-                raise ConfigError(f"{cls.__name__} has no field {name!r}.{suggest(name, fields)} Its fields: {', '.join(fields)}")
+                raise ConfigError(
+                    f"{cls.__name__} has no field {name!r}.{suggest(name, fields)} Its fields: {', '.join(fields)}"
+                )
         for name, field in fields.items():
             if name not in given and field.default is field.default_factory is dataclasses.MISSING:
                 raise ConfigError(f"{cls.__name__} needs a value for {name!r}")
@@ -66,7 +68,9 @@ def _conform(value: Any, hint: Any, where: str) -> Any:
         value = _conform(value, arguments[0], where)
         for bound in (a for a in arguments[1:] if isinstance(a, Range) and value is not None):
             if not bound.low <= value <= bound.high:
-                wanted = f"at least {bound.low:g}" if bound.high == float("inf") else f"between {bound.low:g} and {bound.high:g}"
+                wanted = (
+                    f"at least {bound.low:g}" if bound.high == float("inf") else f"between {bound.low:g} and {bound.high:g}"
+                )
                 raise ConfigError(f"{where} = {value!r} is out of range: it must be {wanted}")
         return value
     if origin is Literal:

@@ -111,10 +111,10 @@ class Experiment:
             )
         if self.data.sequence_length > self.model.max_length:
             raise ConfigError(
-                f"data.sequence_length = {self.data.sequence_length} is longer than model.max_length = {self.model.max_length}: "
+                f"data.sequence_length = {self.data.sequence_length} exceeds model.max_length = {self.model.max_length}: "
                 f"set --model.max-length {self.data.sequence_length} or a shorter row"
             )
-        if not self.data.tokenizer.path and self.data.tokenizer.vocab_size > self.model.vocab_size:
+        if self.data.tokenizer.vocab_size > self.model.vocab_size:
             raise ConfigError(
                 f"data.tokenizer.vocab_size = {self.data.tokenizer.vocab_size} does not fit "
                 f"model.vocab_size = {self.model.vocab_size}: set --model.vocab-size {self.data.tokenizer.vocab_size}"

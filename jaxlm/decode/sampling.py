@@ -28,5 +28,7 @@ def filtered(logits_BV: Array, temperature: Array, top_k: Array, top_p: Array) -
 @jax.jit
 def sample(logits_BV: Array, keys_B: Array, temperature: Array, top_k: Array, top_p: Array) -> Array:
     """Return one token a row, int32 [B]; temperature 0 takes the likeliest. Each row draws from its own key."""
-    drawn = jax.vmap(jax.random.categorical)(keys_B, filtered(logits_BV, jnp.where(temperature > 0, temperature, 1.0), top_k, top_p))
+    drawn = jax.vmap(jax.random.categorical)(
+        keys_B, filtered(logits_BV, jnp.where(temperature > 0, temperature, 1.0), top_k, top_p)
+    )
     return jnp.where(temperature > 0, drawn, jnp.argmax(logits_BV, axis=-1)).astype(jnp.int32)

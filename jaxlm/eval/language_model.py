@@ -30,9 +30,7 @@ def target_bytes(targets: np.ndarray, weights: np.ndarray, token_bytes: np.ndarr
     return int(np.sum(token_bytes[targets] * (weights > 0)))
 
 
-def evaluate(
-    sums_of: Callable[[Any, Any], Sums], params: Any, batches: Iterable[tuple[Any, int]]
-) -> dict[str, float]:
+def evaluate(sums_of: Callable[[Any, Any], Sums], params: Any, batches: Iterable[tuple[Any, int]]) -> dict[str, float]:
     """Return `summarize` over all batches; each comes placed on the mesh, with the bytes its targets stand for."""
     totals, num_bytes = np.zeros(3), 0
     for batch, bytes_here in batches:

@@ -74,7 +74,7 @@ class ModelConfig:
     dropout: Annotated[float, Range(0, 0.99)] = 0.0
     """On the embedding and on the output of each sub-layer, in training."""
     init_std: Annotated[float, Range(0)] = 0.0
-    """Standard deviation of initial matrices; 0 means 1 / sqrt(fan in). Residual outputs are scaled by 1 / sqrt(2 num_layers)."""
+    """Standard deviation of initial matrices; 0: 1 / sqrt(fan in). Residual outputs start at 1 / sqrt(2 num_layers) of it."""
     embedding_init_std: Annotated[float, Range(0)] = 0.02
     """Standard deviation of initial embeddings."""
 
@@ -103,7 +103,7 @@ class ModelConfig:
         if not self.attention_pattern:
             raise ConfigError('model.attention_pattern is empty: name at least one kind, for example ("global",)')
         if "sliding" in self.attention_pattern and not self.sliding_window:
-            raise ConfigError('model.attention_pattern has "sliding" layers: set model.sliding_window to the positions they see')
+            raise ConfigError('model.attention_pattern has "sliding" layers: set model.sliding_window, the positions they see')
         if self.sliding_window and "sliding" not in self.attention_pattern:
             raise ConfigError('model.sliding_window is set but model.attention_pattern has no "sliding" layer: add one')
         if self.norm_bias and self.norm == "rms":

@@ -38,9 +38,7 @@ def loss(
     weights say which of them count. The sum, not the mean, is what makes accumulated gradients equal a large batch's.
     """
     at = Tokens(batch.positions, batch.segments)
-    x_BLD = transformer.forward(
-        params, batch.tokens, at, config, layout, edit=edit, remat=remat, dropout_key=dropout_key
-    )
+    x_BLD = transformer.forward(params, batch.tokens, at, config, layout, edit=edit, remat=remat, dropout_key=dropout_key)
     total, parts = cross_entropy(
         x_BLD, transformer.head(params), batch.targets, batch.weights, softcap=config.logit_softcap, z_loss=z_loss
     )

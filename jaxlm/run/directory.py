@@ -86,7 +86,9 @@ def load_config(folder: Path) -> Experiment:
     try:
         return from_dict(Experiment, values)
     except ConfigError as fault:
-        raise CheckpointError(f"{path} is not a configuration of this version of jaxlm ({jaxlm.__version__}): {fault}") from fault
+        raise CheckpointError(
+            f"{path} is not a configuration of this version of jaxlm ({jaxlm.__version__}): {fault}"
+        ) from fault
 
 
 def record_start(folder: Path, experiment: Experiment, facts: dict[str, Any]) -> None:

@@ -33,7 +33,9 @@ def evaluate_run(folder: Path, step: int | None, sources: tuple[str, ...], split
         with display.preparation(out) as progress:
             prepared = prepare(data, report=progress)
         if prepared.tokenizer.digest != run.tokenizer.digest:
-            raise DataError(f"the data of {folder} is now tokenised differently: its sources have changed. Give --source to say what to read")
+            raise DataError(
+                f"the data of {folder} is tokenised differently now: its sources have changed. Say what to read with --source"
+            )
         rows = batch_size or run.experiment.batch_size
         read = Batches(prepared, split, rows, 0, shuffle=False)
         count = min(batches or read.num_batches, read.num_batches)
@@ -47,7 +49,12 @@ def evaluate_run(folder: Path, step: int | None, sources: tuple[str, ...], split
                 yield jax.device_put(batch, place), target_bytes(batch.targets, batch.weights, token_bytes)
 
         values = evaluate(sums_of, run.params, placed())
-    where = {"run": str(folder), "step": run.step, "source": list(sources) or list(data.sources), "split": None if sources else split}
+    where = {
+        "run": str(folder),
+        "step": run.step,
+        "source": list(sources) or list(data.sources),
+        "split": None if sources else split,
+    }
     print(json.dumps(where | values))
 
 

@@ -12,8 +12,9 @@ import jax
 
 from jaxlm import param
 from jaxlm.data.mixture import prefetch
-from jaxlm.data.prepare import prepare
+from jaxlm.data.prepare import DataConfig, prepare
 from jaxlm.data.sources import parse_source
+from jaxlm.data.tokenizer import train_tokenizer
 from jaxlm.errors import JaxlmError
 from jaxlm.eval.language_model import summarize
 from jaxlm.experiment import Experiment, GuardConfig, check_devices
@@ -25,17 +26,14 @@ from jaxlm.train.checkpoint import CheckpointWriter
 from jaxlm.train.step import TrainState
 
 
-def train(
-    experiment: Experiment, folder: Path, *, allow_config_change: bool = False
-) -> list[dict[str, Any]]:
+def train(experiment: Experiment, folder: Path, *, allow_config_change: bool = False) -> list[dict[str, Any]]:
     """Run an experiment in `folder`, or continue the run that is there, and return its metrics rows.
 
     On SIGTERM or Ctrl-C it saves and returns. Raises JaxlmError with what is wrong and what to do: before any device is
     used where the configuration is at fault, with the last good checkpoint kept where the run is.
     """
     out = display.console()
-    for spelling in (*experiment.data.sources, *experiment.data.validation_sources):
-        parse_source(spelling)  # a missing file is told before anything is made
+    check_inputs(experiment.data)
     with directory.opened_for_writing(folder):
         for name, before, now in directory.settle_config(folder, experiment, allow_change=allow_config_change):
             out.print(f"changed: {name} {before!r} -> {now!r}")
@@ -50,6 +48,14 @@ def train(
         directory.record_start(folder, experiment, facts)
         with jax.set_mesh(mesh):
             return _run(setup, folder, out)
+
+
+def check_inputs(data: DataConfig) -> None:
+    """Raise ConfigError or DataError for a source or tokenizer file that is missing or not what it should be."""
+    for spelling in (*data.sources, *data.validation_sources):
+        parse_source(spelling)
+    if data.tokenizer.path:
+        train_tokenizer(data.tokenizer, ())
 
 
 def _run(setup: Setup, folder: Path, out: Any) -> list[dict[str, Any]]:
@@ -145,7 +151,11 @@ def _row(setup: Setup, values: dict[str, float], facts: dict[str, Any], seconds:
     tokens = values["tokens"]
     summary = summarize(values["loss"] * tokens, values["accuracy"] * tokens, tokens, facts["bytes"])
     speed = tokens / seconds
-    row = values | {"bits_per_byte": summary["bits_per_byte"], "perplexity": summary["perplexity"], "batch_hash": facts["batch_hash"]}
+    row = values | {
+        "bits_per_byte": summary["bits_per_byte"],
+        "perplexity": summary["perplexity"],
+        "batch_hash": facts["batch_hash"],
+    }
     row |= {"tokens_per_second": speed, "step_seconds": seconds, "data_wait_seconds": facts["data_wait_seconds"]}
     utilisation = setup.utilisation(speed)
     return row | ({"mfu": utilisation} if utilisation is not None else {})

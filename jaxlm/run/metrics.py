@@ -25,7 +25,7 @@ class MetricsLog:
     def write(
         self, step: int, split: Literal["train", "validation"], values: dict[str, Any], *, keep: bool = True
     ) -> dict[str, Any]:
-        """Return one row and, with `keep`, append it. Numbers are written so that reading them gives the same bits; NaN as null.
+        """Return one row and, with `keep`, append it. Reading a number back gives the same bits; NaN becomes null.
 
         A validation row that stands there already (the run was stopped after it) is not written twice.
         """

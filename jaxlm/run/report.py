@@ -24,7 +24,14 @@ def write_samples(setup: Setup, params: Any) -> list[tuple[str, str]]:
     prompts = sample.prompts or ("",)
     layout = dataclasses.replace(setup.experiment.layout, batch=None)  # a handful of prompts need not divide over the mesh
     texts = generate_text(
-        params, setup.model, layout, setup.prepared.tokenizer, prompts, sample.tokens, sampling, jax.random.key(setup.experiment.seed)
+        params,
+        setup.model,
+        layout,
+        setup.prepared.tokenizer,
+        prompts,
+        sample.tokens,
+        sampling,
+        jax.random.key(setup.experiment.seed),
     )
     return list(zip(prompts, texts, strict=True))
 
@@ -52,8 +59,16 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
             ax.plot(steps, values, linewidth=0.6, alpha=0.35, color="tab:blue")
             ax.plot(steps, _smoothed(values), linewidth=1.6, color="tab:blue", label="training")
         if name == "bits_per_byte" and held_out:
-            ax.plot([r["step"] for r in held_out], [r[name] for r in held_out], "o-", ms=4, color="tab:orange", label="validation")
-            ax.annotate(f"{held_out[-1][name]:.3f}", (held_out[-1]["step"], held_out[-1][name]), (-8, 10), textcoords="offset points", ha="right")
+            ax.plot(
+                [r["step"] for r in held_out], [r[name] for r in held_out], "o-", ms=4, color="tab:orange", label="validation"
+            )
+            ax.annotate(
+                f"{held_out[-1][name]:.3f}",
+                (held_out[-1]["step"], held_out[-1][name]),
+                (-8, 10),
+                textcoords="offset points",
+                ha="right",
+            )
             ax.legend()
         if logarithmic and points and min(values) > 0:
             ax.set_yscale("log")
@@ -73,7 +88,9 @@ def _smoothed(values: Sequence[float]) -> list[float]:
     return [statistics.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
 
 
-def write_summary(setup: Setup, rows: Sequence[dict[str, Any]], samples: Sequence[tuple[str, str]], folder: Path, out: Any) -> None:
+def write_summary(
+    setup: Setup, rows: Sequence[dict[str, Any]], samples: Sequence[tuple[str, str]], folder: Path, out: Any
+) -> None:
     """Write summary.md and show the same on the screen."""
     experiment = setup.experiment
     train = [r for r in rows if r["split"] == "train"]
@@ -86,7 +103,9 @@ def write_summary(setup: Setup, rows: Sequence[dict[str, Any]], samples: Sequenc
     if held_out:
         last = held_out[-1]
         facts["validation loss"] = f"{last['loss']:.4f} nats a token (perplexity {last['perplexity']:.2f})"
-        facts["validation bits per byte"] = f"{last['bits_per_byte']:.4f} (from {held_out[0]['bits_per_byte']:.4f} after step {held_out[0]['step']})"
+        facts["validation bits per byte"] = (
+            f"{last['bits_per_byte']:.4f} (from {held_out[0]['bits_per_byte']:.4f} after step {held_out[0]['step']})"
+        )
     lines = [f"# {experiment.name}", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]
     lines += ["", "![curves](curves.png)", "", "## Samples", ""]
     for prompt, text in samples:
@@ -101,4 +120,7 @@ def write_summary(setup: Setup, rows: Sequence[dict[str, Any]], samples: Sequenc
         out.print(prompt, style="bold", end="", markup=False, soft_wrap=True)
         out.print(text, markup=False, soft_wrap=True)
     out.rule(style="dim")
-    out.print(f"curves: {folder / 'curves.png'}    record: {folder / 'metrics.jsonl'}    summary: {folder / 'summary.md'}", soft_wrap=True)
+    out.print(
+        f"curves: {folder / 'curves.png'}    record: {folder / 'metrics.jsonl'}    summary: {folder / 'summary.md'}",
+        soft_wrap=True,
+    )

@@ -11,7 +11,13 @@ from jaxlm.run.open import opened
 
 
 def sample_run(
-    folder: Path, prompts: tuple[str, ...], tokens: int, controls: tuple[float, int, float], samples: int, seed: int, step: int | None
+    folder: Path,
+    prompts: tuple[str, ...],
+    tokens: int,
+    controls: tuple[float, int, float],
+    samples: int,
+    seed: int,
+    step: int | None,
 ) -> None:
     """Write continuations of each prompt to standard output; a single one appears as it is made."""
     temperature, top_k, top_p = controls

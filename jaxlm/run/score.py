@@ -26,7 +26,9 @@ def score_rows(folder: Path, tokens: Path, logits_out: Path | None, step: int | 
     rows = _read_rows(tokens)
     with opened(folder, step) as run:
         if rows.min() < 0 or rows.max() >= run.model.vocab_size:
-            raise DataError(f"{tokens} holds token {max(rows.max(), -rows.min())}: this model knows 0 to {run.model.vocab_size - 1}")
+            raise DataError(
+                f"{tokens} holds token {max(rows.max(), -rows.min())}: this model knows 0 to {run.model.vocab_size - 1}"
+            )
         if rows.shape[1] > run.model.max_length:
             raise DataError(f"{tokens} has rows of {rows.shape[1]} tokens: this model reads at most {run.model.max_length}")
         file = None
@@ -58,7 +60,9 @@ def _read_rows(path: Path) -> np.ndarray:
     except (OSError, ValueError, EOFError) as fault:
         raise DataError(f"{path} is not a NumPy array file: {fault}") from fault
     if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.dtype.kind not in "iu" or not rows.size:
-        raise DataError(f"{path} must hold integer token rows [rows, length]; np.save('rows.npy', np.array([[1, 5, 9]])) makes one")
+        raise DataError(
+            f"{path} must hold integer token rows [rows, length]; np.save('rows.npy', np.array([[1, 5, 9]])) makes one"
+        )
     return rows.astype(np.int64)
 
 

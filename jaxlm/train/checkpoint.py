@@ -96,7 +96,11 @@ class CheckpointWriter:
 
 def _items(state: TrainState) -> dict[str, Any]:
     """Split the state so that a reader can ask for the parameters alone."""
-    return {"params": state.params, "optimizer": state.optimizer, "progress": {"step": state.step, "rng": state.rng, "guard": state.guard}}
+    return {
+        "params": state.params,
+        "optimizer": state.optimizer,
+        "progress": {"step": state.step, "rng": state.rng, "guard": state.guard},
+    }
 
 
 def read_state(folder: Path, step: int, abstract: TrainState) -> TrainState:
@@ -136,7 +140,9 @@ def _compare(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
             raise CheckpointError(f"checkpoint {path} has no {name}: it is of another model or optimizer")
         shape, dtype = tuple(there[name].shape), there[name].dtype
         if (shape, dtype) != (tuple(leaf.shape), leaf.dtype):
-            raise CheckpointError(f"checkpoint {path} holds {name} as {dtype}{shape}, the configuration asks for {leaf.dtype}{leaf.shape}")
+            raise CheckpointError(
+                f"checkpoint {path} holds {name} as {dtype}{shape}, the configuration asks for {leaf.dtype}{leaf.shape}"
+            )
     extra = sorted(set(there) - set(asked))
     if extra:
         raise CheckpointError(f"checkpoint {path} holds {extra[0]}, which this configuration has not")

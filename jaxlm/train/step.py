@@ -58,7 +58,11 @@ def init_state(spec: Any, optimizer: optax.GradientTransformation, layout: Layou
     integer = jnp.zeros((), jnp.int32)
     guard = Guard(mean_norm=jnp.zeros(()), good=integer, skipped=integer, streak=integer)
     return TrainState(
-        step=integer, rng=jax.random.key_data(jax.random.fold_in(key, 1)), params=params, optimizer=optimizer.init(params), guard=guard
+        step=integer,
+        rng=jax.random.key_data(jax.random.fold_in(key, 1)),
+        params=params,
+        optimizer=optimizer.init(params),
+        guard=guard,
     )
 
 
@@ -119,9 +123,7 @@ def make_train_step(
     return step
 
 
-def accumulated_gradients(
-    loss_of: LossOf, params: Any, batch: Any, key: Array, accumulate: int
-) -> tuple[Any, Sums]:
+def accumulated_gradients(loss_of: LossOf, params: Any, batch: Any, key: Array, accumulate: int) -> tuple[Any, Sums]:
     """Return the gradient of the mean loss over all tokens of the step, microbatch by microbatch, and the sums."""
     gradients_of = jax.grad(loss_of, has_aux=True)
     if accumulate == 1:

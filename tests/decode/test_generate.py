@@ -15,7 +15,12 @@ from jaxlm.ops.attention import Tokens
 from jaxlm.run.score import row_logits
 
 MODELS = {
-    "grouped-query, sliding pattern": {"num_kv_heads": 2, "attention_pattern": ("sliding", "global"), "sliding_window": 5, "num_layers": 3},
+    "grouped-query, sliding pattern": {
+        "num_kv_heads": 2,
+        "attention_pattern": ("sliding", "global"),
+        "sliding_window": 5,
+        "num_layers": 3,
+    },
     "learned positions, soft-cap": {"positions": "learned", "attention_softcap": 2.0, "logit_softcap": 4.0},
 }
 
@@ -28,7 +33,9 @@ def test_chunks_and_single_tokens_equal_the_full_forward(name):
     # The second row is shorter, padded on the left by 3.
     pad = np.array([[0], [3]])
     place = np.arange(23)[None] - pad
-    shifted = np.where((place >= 0) & (place < 20), np.take_along_axis(np.pad(tokens, ((0, 0), (0, 3))), np.clip(place, 0, 22), 1), 0)
+    shifted = np.where(
+        (place >= 0) & (place < 20), np.take_along_axis(np.pad(tokens, ((0, 0), (0, 3))), np.clip(place, 0, 22), 1), 0
+    )
     cache = empty_cache(config, Layout(), 2, 32)
     at = 0
     for size in (6, 5, 1, 1, 4, 1, 1, 1):
@@ -47,7 +54,9 @@ def test_greedy_text_is_that_of_the_full_forward_for_unequal_prompts():
     config = tiny(num_kv_heads=4, attention_pattern=("sliding", "global"), sliding_window=6)
     params = draw(config)
     prompts = [[5, 9, 11], [7, 8, 9, 10, 11, 12, 13], [4]]
-    made = np.stack(list(generate(params, config, Layout(batch=None), prompts, 6, Sampling(temperature=0.0), jax.random.key(0))), 1)
+    made = np.stack(
+        list(generate(params, config, Layout(batch=None), prompts, 6, Sampling(temperature=0.0), jax.random.key(0))), 1
+    )
     for prompt, row in zip(prompts, made, strict=True):
         sequence = list(prompt)
         for token in row:
@@ -73,7 +82,10 @@ def test_a_prompt_that_ends_stays_ended():
     params = draw(config)
     free = [int(t[0]) for t in generate(params, config, Layout(), [[5]], 8, Sampling(temperature=0.0), jax.random.key(0))]
     stop = free[2]
-    made = [int(t[0]) for t in generate(params, config, Layout(), [[5]], 8, Sampling(temperature=0.0), jax.random.key(0), stop_id=stop)]
+    made = [
+        int(t[0])
+        for t in generate(params, config, Layout(), [[5]], 8, Sampling(temperature=0.0), jax.random.key(0), stop_id=stop)
+    ]
     first = free.index(stop)
     assert made == [*free[:first], -1]
 
@@ -104,5 +116,7 @@ def test_samples_follow_the_distribution():
     keys = jax.random.split(jax.random.key(0), 20_000)
     controls = jnp.float32(1.0), jnp.int32(4), jnp.float32(1.0)
     counts = np.bincount(sample(logits, keys, *controls), minlength=4)
-    assert (((counts - 20_000 * probabilities) ** 2) / (20_000 * probabilities)).sum() < 16.3  # chi-square, 3 degrees, p = 0.001
+    assert (
+        ((counts - 20_000 * probabilities) ** 2) / (20_000 * probabilities)
+    ).sum() < 16.3  # chi-square, 3 degrees, p = 0.001
     assert set(np.asarray(sample(logits[:50], jax.random.split(jax.random.key(1), 50), jnp.float32(0.0), *controls[1:]))) == {0}

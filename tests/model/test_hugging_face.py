@@ -19,7 +19,11 @@ from jaxlm.ops.attention import Tokens
 from jaxlm.ops.cross_entropy import cross_entropy
 
 REFERENCE = Path(__file__).parents[1] / "reference"
-BIASES = {"llama_bias_tied": ("q", "k", "v", "o", "gate", "up", "down"), "stablelm": ("q", "k", "v"), "gpt2": ("q", "k", "v", "o", "up", "down")}
+BIASES = {
+    "llama_bias_tied": ("q", "k", "v", "o", "gate", "up", "down"),
+    "stablelm": ("q", "k", "v"),
+    "gpt2": ("q", "k", "v", "o", "up", "down"),
+}
 FAMILY = {
     "llama": {},
     "llama_bias_tied": {},
@@ -94,12 +98,17 @@ def load(name: str, prefix: str, w: dict, config: ModelConfig) -> dict:
             *qk_norm,
         )  # fmt: skip
         mlp = Mlp(
-            *(get(f"mlp.{x}_proj.weight").T for x in ("gate", "up", "down")), *(get(f"mlp.{x}_proj.bias") for x in ("gate", "up", "down"))
+            *(get(f"mlp.{x}_proj.weight").T for x in ("gate", "up", "down")),
+            *(get(f"mlp.{x}_proj.bias") for x in ("gate", "up", "down")),
         )
         norms = dict(NORMS)
         if name == "gemma2":
             norms["mlp_norm"] = "pre_feedforward_layernorm"
-    wanted = {"before": ("attention_norm", "mlp_norm"), "after": ("attention_post_norm", "mlp_post_norm"), "both": tuple(NORMS)}[config.norm_position]
+    wanted = {
+        "before": ("attention_norm", "mlp_norm"),
+        "after": ("attention_post_norm", "mlp_post_norm"),
+        "both": tuple(NORMS),
+    }[config.norm_position]
     layer_norms = dict.fromkeys(NORMS) | {n: Norm(get(norms[n] + ".weight"), get(norms[n] + ".bias")) for n in wanted}
     return {"attention": attention, "mlp": mlp, **layer_norms}
 
@@ -133,7 +142,9 @@ def test_equals_transformers(name):
     def loss(params):
         x = transformer.forward(params, tokens, at, config, Layout())
         weights = jnp.broadcast_to((jnp.arange(tokens.shape[1]) < tokens.shape[1] - 1).astype(jnp.float32)[None], tokens.shape)
-        total, _ = cross_entropy(x, transformer.head(params), jnp.roll(tokens, -1, axis=1), weights, softcap=config.logit_softcap)
+        total, _ = cross_entropy(
+            x, transformer.head(params), jnp.roll(tokens, -1, axis=1), weights, softcap=config.logit_softcap
+        )
         return total / weights.sum(), transformer.unembed(params, x, config, Layout())
 
     (found, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)

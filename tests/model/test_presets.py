@@ -124,7 +124,9 @@ def test_the_train_step_type_checks_on_large_meshes(name):
 
 def test_uneven_sharding_names_the_field_and_what_works():
     spec = transformer.spec(PRESETS["gpt2"]())
-    with pytest.raises(ConfigError, match=r"model.vocab_size = 50257 cannot be split evenly over mesh.model = 4.*--layout.vocab None"):
+    with pytest.raises(
+        ConfigError, match=r"model.vocab_size = 50257 cannot be split evenly over mesh.model = 4.*--layout.vocab None"
+    ):
         param.check_layout(spec, Layout(), {"data": 2, "model": 4})
     with pytest.raises(ConfigError, match=r"model.num_kv_heads = 8 .*mesh.model = 16.*8"):
         param.check_layout(transformer.spec(PRESETS["8b"]()), Layout(), {"data": 1, "model": 16})

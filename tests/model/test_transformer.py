@@ -17,7 +17,8 @@ from jaxlm.ops.attention import Tokens
 OPTIONS = {
     "plain": {},
     "grouped-query, qk-norm, sliding pattern": {
-        "num_kv_heads": 2, "qk_norm": "head", "num_layers": 5, "attention_pattern": ("sliding", "sliding", "global"), "sliding_window": 4,
+        "num_kv_heads": 2, "qk_norm": "head", "num_layers": 5, "attention_pattern": ("sliding", "sliding", "global"),
+        "sliding_window": 4,
     },
     "multi-query, soft-caps, both norms": {
         "num_kv_heads": 1, "attention_softcap": 3.0, "logit_softcap": 2.0, "norm_position": "both", "norm_plus_one": True,
@@ -27,7 +28,7 @@ OPTIONS = {
         "norm": "layer", "norm_bias": True, "positions": "learned", "activation": "gelu", "tie_embeddings": False,
         "biases": ("q", "k", "v", "o", "up", "down"),
     },
-    "norm after, partial rope, relu2": {"norm_position": "after", "rope_fraction": 0.5, "activation": "relu2", "qk_norm": "all"},
+    "norm after, partial rope": {"norm_position": "after", "rope_fraction": 0.5, "activation": "relu2", "qk_norm": "all"},
     "sinusoidal": {"positions": "sinusoidal", "activation": "gelu_tanh"},
     "no positions": {"positions": "none", "biases": ("gate", "o"), "query_scale": 0.2},
 }  # fmt: skip
@@ -56,6 +57,7 @@ def test_causal_and_packed_rows_equal_their_documents_apart(name):
     # Causality by gradient: the logits of one token, by the embedding of every input.
     place = 13
     here = (jnp.arange(24) == place).astype(jnp.float32)[None, :, None]
+
     def chosen(change):
         edit = lambda site, layer, x: x + change if site == "embed" else x  # noqa: E731
         return (logits_of(config, params, batch.tokens, edit=edit) * here).sum()
@@ -102,7 +104,9 @@ def test_an_edit_reads_and_changes_any_site():
     np.testing.assert_array_equal(plain, logits_of(config, params, tokens, edit=record))
     assert list(shapes) == ["embed", "attn_in", "q", "k", "v", "heads", "attn_out", "ffn_in", "ffn_out", "resid", "final"]
     assert shapes["q"] == (1, 24, 8, 4) and shapes["resid"] == (1, 24, 32)
-    silenced = logits_of(config, params, tokens, edit=lambda s, layer, x: jnp.where(layer == 1, 0 * x, x) if s in ("attn_out", "ffn_out") else x)
+    silenced = logits_of(
+        config, params, tokens, edit=lambda s, layer, x: jnp.where(layer == 1, 0 * x, x) if s in ("attn_out", "ffn_out") else x
+    )
     one_layer = dataclasses.replace(config, num_layers=1)
     shallow = dataclasses.replace(params, blocks=jax.tree.map(lambda w: w[:1], params.blocks))
     np.testing.assert_allclose(silenced, logits_of(one_layer, shallow, tokens), atol=1e-6)

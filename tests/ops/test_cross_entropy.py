@@ -66,7 +66,8 @@ def test_sharded_vocabulary_gives_the_same(shape, embed):
 def test_logits_of_all_tokens_are_never_in_memory():
     rows, length, width, vocab = 4, 1024, 32, 65_536
     shapes = [jax.ShapeDtypeStruct(s, d) for s, d in [
-        ((rows, length, width), jnp.float32), ((vocab, width), jnp.float32), ((rows, length), jnp.int32), ((rows, length), jnp.float32)
+        ((rows, length, width), jnp.float32), ((vocab, width), jnp.float32),
+        ((rows, length), jnp.int32), ((rows, length), jnp.float32),
     ]]  # fmt: skip
     gradients = jax.grad(lambda *a: ops.cross_entropy(*a)[0], argnums=(0, 1))
     memory = jax.jit(gradients).lower(*shapes).compile().memory_analysis()

@@ -21,7 +21,10 @@ def experiment():
         batch_size=8,
         model=ModelConfig(vocab_size=259, num_layers=2, hidden_size=32, num_heads=4, intermediate_size=64, max_length=64),
         data=DataConfig(
-            sources=("text:TEXT",), validation_fraction=0.3, sequence_length=32, tokenizer=TokenizerConfig(kind="byte", vocab_size=259)
+            sources=("text:TEXT",),
+            validation_fraction=0.3,
+            sequence_length=32,
+            tokenizer=TokenizerConfig(kind="byte", vocab_size=259),
         ),
         optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=3),
         evaluation=EvaluationConfig(every=10, batches=2),

@@ -62,7 +62,9 @@ def test_mistakes_say_the_fix(mistake, experiment_file, tmp_path, capsys, no_dev
 
 
 def test_sources_are_looked_for_before_devices(experiment_file, tmp_path, capsys, no_devices):
-    status, said = run(capsys, "train", experiment_file, "--run-dir", tmp_path / "run", "--data.sources", "text:/no/such/book.txt")
+    status, said = run(
+        capsys, "train", experiment_file, "--run-dir", tmp_path / "run", "--data.sources", "text:/no/such/book.txt"
+    )
     assert status == 2 and "/no/such/book.txt" in said
 
 
@@ -92,7 +94,10 @@ def _with_mesh(file, **mesh):
         ("def experiment():\n    return 3", "returned a int"),
         ("def experiment():\n    return undefined", "line 2"),
         ("def experiment(:", "SyntaxError"),
-        ("from jaxlm.model.config import ModelConfig\n\ndef experiment():\n    return ModelConfig(num_layer=3)", "Did you mean 'num_layers'.*line 4"),
+        (
+            "from jaxlm.model.config import ModelConfig\n\ndef experiment():\n    return ModelConfig(num_layer=3)",
+            "Did you mean 'num_layers'.*line 4",
+        ),
     ],
 )
 def test_faults_in_an_experiment_file_have_a_place(text, message, tmp_path, capsys):
@@ -113,7 +118,13 @@ def test_a_missing_experiment_and_an_unknown_command(tmp_path, capsys):
 def test_help_lists_every_field_with_its_meaning(experiment_file, capsys):
     status, said = run(capsys, "train", experiment_file, "--help")
     assert status == 0
-    for field in ("--model.num-layers", "--optimizer.learning-rate", "--data.tokenizer.vocab-size", "--mesh.cpu-devices", "--run-dir"):
+    for field in (
+        "--model.num-layers",
+        "--optimizer.learning-rate",
+        "--data.tokenizer.vocab-size",
+        "--mesh.cpu-devices",
+        "--run-dir",
+    ):
         assert field in said
     assert "Blocks, each an attention and a feed-forward sub-layer." in said
     for command in COMMANDS:
@@ -127,8 +138,10 @@ def test_diff_and_show(experiment_file, tmp_path, capsys):
     assert status == 0 and "steps 30 40" in said
     assert run(capsys, "diff", other, other) == (0, "no difference")
     shown = subprocess.run(
-        [sys.executable, "-m", "jaxlm", "show", experiment_file, "--devices", "4", "--mesh.model", "2", "--layout.vocab", "None"],
-        capture_output=True, text=True, check=True, env={"COLUMNS": "220", "PATH": "", "JAX_PLATFORMS": "cpu", "HOME": str(tmp_path)},
+        [sys.executable, "-m", "jaxlm", "show", experiment_file, "--devices", "4", "--mesh.model", "2",
+         "--layout.vocab", "None"],
+        capture_output=True, text=True, check=True,
+        env={"COLUMNS": "220", "PATH": "", "JAX_PLATFORMS": "cpu", "HOME": str(tmp_path)},
     ).stdout  # fmt: skip
     for part in ("model.num_layers", "training FLOPs a token", "blocks.0.attention.q", "embed -> data", "28,928"):
         assert part in shown, shown

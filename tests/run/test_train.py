@@ -72,7 +72,9 @@ def test_continuing_on_another_mesh_gives_the_same_batches_and_near_losses(finis
 
 def test_a_changed_config_is_refused_with_the_difference(finished, experiment_file):
     changed = dataclasses.replace(load_experiment(experiment_file), seed=5, steps=31)
-    with pytest.raises(ConfigError, match=r"steps: 30 in the run, 31 now[\s\S]*seed: 0 in the run, 5 now[\s\S]*--allow-config-change"):
+    with pytest.raises(
+        ConfigError, match=r"steps: 30 in the run, 31 now[\s\S]*seed: 0 in the run, 5 now[\s\S]*--allow-config-change"
+    ):
         train(changed, finished)
     assert load_config(finished).seed == 0
 
@@ -159,7 +161,11 @@ def test_score(finished, tmp_path, capsys):
     expected = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits[:, :-1])), rows[:, 1:, None], -1)[..., 0]
     np.testing.assert_allclose([r["log_probs"] for r in printed], expected, atol=1e-5)
     np.testing.assert_allclose([r["log_prob"] for r in printed], expected.sum(-1), rtol=1e-5)
-    for bad, message in ((rows + 100, "this model knows 0 to 258"), (np.zeros((2, 70), int), "at most 64"), (rows * 1.0, "integer")):
+    for bad, message in (
+        (rows + 100, "this model knows 0 to 258"),
+        (np.zeros((2, 70), int), "at most 64"),
+        (rows * 1.0, "integer"),
+    ):
         np.save(tmp_path / "bad.npy", bad)
         with pytest.raises(DataError, match=message):
             score_rows(finished, tmp_path / "bad.npy", None, None, 2)

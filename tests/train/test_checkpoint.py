@@ -1,7 +1,7 @@
 """Checkpoints: exact, readable anywhere, honest about damage."""
 
+import chex
 import jax
-import numpy as np
 import pytest
 from models import tiny
 
@@ -35,7 +35,7 @@ def write(folder, steps, keep=10, keep_every=0):
 
 
 def assert_same(a, b):
-    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y), jax.device_get(a), jax.device_get(b))
+    chex.assert_trees_all_equal(jax.device_get(a), jax.device_get(b))
 
 
 def test_state_comes_back_to_the_bit_on_the_same_and_on_other_meshes(tmp_path):
@@ -81,7 +81,9 @@ def test_a_damaged_newest_is_reported_and_the_one_before_used(tmp_path, how):
     write(tmp_path / "checkpoints", [1, 2])
     damage_one(tmp_path / "checkpoints" / "2", how)
     said = []
-    step, state = newest_good(tmp_path / "checkpoints", lambda s: read_state(tmp_path / "checkpoints", s, abstract()), said.append)
+    step, state = newest_good(
+        tmp_path / "checkpoints", lambda s: read_state(tmp_path / "checkpoints", s, abstract()), said.append
+    )
     assert step == 1 and len(said) == 1 and "damaged" in said[0] and "2" in said[0]
     assert_same(state, fresh(1))
     aside = checkpoint.set_aside(tmp_path / "checkpoints", 2)

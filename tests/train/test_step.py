@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +42,7 @@ def trained(config=OptimizerConfig(learning_rate=1e-2), steps=3, accumulate=1, s
 
 
 def assert_near(found, expected, tolerance=1e-5):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=tolerance), found, expected)
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=tolerance)
 
 
 @functools.cache
@@ -69,7 +70,9 @@ def test_optimizers_learn_and_do_the_same_on_a_mesh(kind):
 
 
 def test_muon_makes_matrices_nearly_orthogonal_and_leaves_the_rest_to_adam():
-    optimizer = make_optimizer(OptimizerConfig(kind="muon", weight_decay=0.0, clip=0.0, learning_rate=1.0, schedule="constant"), 10, SPEC)
+    optimizer = make_optimizer(
+        OptimizerConfig(kind="muon", weight_decay=0.0, clip=0.0, learning_rate=1.0, schedule="constant"), 10, SPEC
+    )
     params = jax.jit(lambda: init_state(SPEC, optimizer, Layout(), 0))().params
     rng = np.random.default_rng(0)
     gradients = jax.tree.map(lambda p: jax.device_put(rng.standard_normal(p.shape).astype(np.float32), p.sharding), params)
@@ -111,7 +114,7 @@ def test_bad_steps_change_nothing_and_are_counted():
     after, _ = step(state, placed(batch_of()))
     after, metrics = step(after, placed(batch_of()))
     assert (metrics["skipped"], metrics["skipped_total"], metrics["skipped_in_a_row"], after.step) == (1, 2, 2, 2)
-    jax.tree.map(np.testing.assert_array_equal, (after.params, after.optimizer), (state.params, state.optimizer))
+    chex.assert_trees_all_equal((after.params, after.optimizer), (state.params, state.optimizer))
 
 
 def test_the_guard_waits_then_skips_spikes_and_recovers():
@@ -131,7 +134,9 @@ def test_the_abstract_state_is_that_of_the_real_one():
     mesh = make_mesh({"data": 4, "model": 2})
     with jax.set_mesh(mesh):
         state = jax.jit(lambda: init_state(SPEC, optimizer, Layout(), 0))()
-        for real, abstract in zip(jax.tree.leaves(state), jax.tree.leaves(abstract_state(SPEC, optimizer, Layout(), mesh)), strict=True):
+        for real, abstract in zip(
+            jax.tree.leaves(state), jax.tree.leaves(abstract_state(SPEC, optimizer, Layout(), mesh)), strict=True
+        ):
             assert (real.shape, real.dtype) == (abstract.shape, abstract.dtype)
             assert real.sharding.is_equivalent_to(abstract.sharding, real.ndim)
 
