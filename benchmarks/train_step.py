@@ -8,7 +8,6 @@ metrics read one step behind. The median is over windows of half a second or so.
 warm and answers lines `measure SECONDS`, so that `paired.py` can let it take turns with others.
 """
 
-import ctypes
 import dataclasses
 import json
 import platform
@@ -34,6 +33,7 @@ from jaxlm.model.flops import peak_flops, train_flops_per_token
 from jaxlm.model.presets import PRESETS
 from jaxlm.objective import language_model
 from jaxlm.param import check_layout, count
+from jaxlm.run.memory import keep_freed_memory
 from jaxlm.train.optimizer import OptimizerConfig, make_optimizer, schedule
 from jaxlm.train.step import GuardConfig, init_state, make_train_step
 
@@ -67,17 +67,6 @@ class Arguments:
     keep_memory: bool = True  # Let the allocator keep freed memory, on Linux with glibc
     json: Path | None = None  # Write everything measured here
     serve: bool = False  # Measure on request from standard input
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep what a step frees for the next one, instead of returning it to Linux and faulting it in again.
-
-    XLA takes a CPU program's temporary buffers from `malloc` at every step; by default, large ones are mapped anew each time.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        mallopt = ctypes.CDLL(None).mallopt
-        for option, value in ((-1, -1), (-3, -1), (-8, 1)):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD: no limit; M_ARENA_MAX
-            mallopt(option, value)
 
 
 def model_and_batch(arguments: Arguments, num_devices: int) -> tuple[ModelConfig, int, int]:

@@ -14,13 +14,13 @@ from jaxlm.train.optimizer import OptimizerConfig
 def experiment() -> Experiment:
     return Experiment(
         name="quickstart",
-        steps=400,
+        steps=300,
         batch_size=8,
         model=ModelConfig(
             vocab_size=4096, num_layers=4, hidden_size=192, num_heads=6, num_kv_heads=2, intermediate_size=512, max_length=512
         ),
         data=DataConfig(sources=("stdlib",), tokenizer=TokenizerConfig(kind="bpe", vocab_size=4096), sequence_length=256),
-        optimizer=OptimizerConfig(kind="adamw", learning_rate=3e-3, warmup_steps=40),
+        optimizer=OptimizerConfig(kind="adamw", learning_rate=3e-3, warmup_steps=30),
         mesh=MeshConfig(cpu_devices=2),
         evaluation=EvaluationConfig(every=50, batches=8),
         checkpoint=CheckpointConfig(every=100),

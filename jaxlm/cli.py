@@ -226,5 +226,7 @@ def _start_jax(cpu_devices: int) -> None:
 
     jax.config.update("jax_num_cpu_devices", cpu_devices)
     from jaxlm.run.display import quiet_libraries
+    from jaxlm.run.memory import keep_freed_memory
 
     quiet_libraries()
+    keep_freed_memory()

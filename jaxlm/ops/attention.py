@@ -82,7 +82,8 @@ def attention(
 def attention_weights(q: Array, k: Array, seen: Array, *, scale: float, softcap: float = 0.0) -> Array:
     """Return float32 attention probabilities [B, K, G, Lq, Lk] of q [B, K, G, Lq, H], k [B, K, Lk, H], seen [B, Lq, Lk]."""
     batch, groups, share, length, size = q.shape
-    logits = jnp.einsum("bkqh,bksh->bkqs", q.reshape(batch, groups, share * length, size), k, preferred_element_type=jnp.float32)
+    rows = q.reshape(batch, groups, share * length, size)
+    logits = jnp.einsum("bkqh,bksh->bkqs", rows, k, preferred_element_type=jnp.float32)
     logits = logits.reshape(batch, groups, share, length, -1) * scale
     if softcap:
         logits = softcap * jnp.tanh(logits / softcap)

@@ -17,7 +17,7 @@ def start(experiment_file, folder):
     command = [sys.executable, "-m", "jaxlm", "train", str(experiment_file), "--run-dir", str(folder)]
     command += ["--steps", str(STEPS), "--mesh.cpu-devices", "2", "--sample.tokens", "0", "--log.no-tensorboard"]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"COLUMNS": "200"}
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"XLA_FLAGS": ""}
     )
 
 

@@ -1,0 +1,16 @@
+"""How the process holds on to memory."""
+
+import ctypes
+import platform
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what a step frees for the next one, instead of returning it to Linux and faulting it in again.
+
+    XLA takes a CPU program's temporary buffers from `malloc` at every step; by default, large ones are mapped anew each
+    time.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        for option in (-1, -3):  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h: no limit
+            mallopt(option, -1)
