@@ -14,9 +14,7 @@ def nano() -> ModelConfig:
 
 def small_15m() -> ModelConfig:
     """15M parameters, Llama-shaped: minutes on a CPU."""
-    return ModelConfig(
-        vocab_size=32_000, num_layers=6, hidden_size=288, num_heads=6, intermediate_size=768, max_length=1024
-    )
+    return ModelConfig(vocab_size=32_000, num_layers=6, hidden_size=288, num_heads=6, intermediate_size=768, max_length=1024)
 
 
 def llama_125m() -> ModelConfig:

@@ -55,14 +55,21 @@ def _parts(experiment: Experiment) -> Table:
 
 
 def activation_bytes(experiment: Experiment, mesh_shape: dict[str, int]) -> int:
-    """Return a rough count of the activations one device keeps for the backward pass (without attention's probabilities)."""
-    model = experiment.model
+    """Return roughly what one device keeps of a step's forward pass: what matrix products gave, or layer inputs alone.
+
+    Kernels that are written out (plain, blocked) keep float32 attention logits, fused ones (cudnn, splash) do not.
+    """
+    model = experiment.model.for_platform(jax.default_backend())
+    length = experiment.data.sequence_length
     rows = experiment.batch_size // experiment.accumulate // mesh_shape.get(experiment.layout.batch or "", 1)
-    width, heads = model.hidden_size, (model.num_heads + 2 * model.kv_heads) * model.head_size
-    hidden = model.intermediate_size * (3 if model.gated else 2)
-    kept = {"none": 6 * width + 2 * heads + hidden, "dots": 3 * width + heads + hidden, "full": width}[experiment.remat]
     itemsize = 2 if model.compute_dtype == "bfloat16" else 4
-    return rows * experiment.data.sequence_length * model.num_layers * kept * itemsize
+    kept = model.hidden_size * itemsize
+    if experiment.remat != "full":
+        heads = 2 * (model.num_heads + model.kv_heads) * model.head_size
+        kept += (2 * model.hidden_size + heads + model.intermediate_size * (2 if model.gated else 1)) * itemsize
+        if model.attention_kernel in ("plain", "blocked"):
+            kept += 4 * model.num_heads * length
+    return rows * length * model.num_layers * kept
 
 
 def _costs(experiment: Experiment, shape: dict[str, int]) -> Table:
