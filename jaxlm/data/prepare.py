@@ -221,7 +221,7 @@ def _build_all(config: DataConfig, plan: _Plan, workers: int, report: Report, bl
     remove_strays(plan.folder, manifest)
     tokenizer_file = plan.folder / _TOKENIZER
     if not tokenizer_file.exists():
-        report("training the tokenizer", 0.0)
+        report("reading the tokenizer" if config.tokenizer.path else "training the tokenizer", 0.0)
         train_tokenizer(config.tokenizer, _sample(config, plan.jobs)).save(tokenizer_file)
     skip_bad = config.on_bad_document == "skip"
     settings = Settings(plan.folder, tokenizer_file, config.sequence_length, block_bytes, workers, skip_bad)
