@@ -19,6 +19,7 @@ from jaxlm.run.directory import load_config
 def show_experiment(experiment: Experiment, num_devices: int) -> None:
     """Print the resolved fields, parameters by part, FLOPs, bytes, and each weight's place with the reason."""
     out = Console(highlight=False)
+    out.width = max(out.width, 128)  # names of weights in full
     num_devices = num_devices or jax.device_count()
     shape = check_devices(experiment, num_devices)
     out.print(f"[bold]{experiment.name}[/]  digest {digest(experiment)}\n")
@@ -105,7 +106,7 @@ def _placement(experiment: Experiment, shape: dict[str, int]) -> Table:
                 reasons.append(f"{axis} -> {mesh_axis or 'whole'}")
             ways *= shape[mesh_axis] if mesh_axis else 1
         size = math.prod(leaf.shape) * 4 // ways
-        why = ", ".join(reasons) or "small: every device holds all of it"
+        why = ", ".join(reasons) or "small: whole everywhere"
         table.add_row(name, " x ".join(map(str, leaf.shape)), ", ".join(places), _bytes(size), why)
     return table
 

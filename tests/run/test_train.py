@@ -103,13 +103,17 @@ def test_damage_to_the_newest_checkpoint_and_the_record_costs_only_its_steps(fin
 def test_sigterm_saves_and_the_run_continues_to_the_bit(finished, experiment_file, tmp_path, capsys):
     folder = tmp_path / "stopped"
 
+    ended = threading.Event()
+
     def stop_soon():
         while len(read_rows(folder / "metrics.jsonl")) < 5:
             time.sleep(0.002)
-        os.kill(os.getpid(), signal.SIGTERM)
+        if not ended.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=stop_soon, daemon=True).start()
     train(load_experiment(experiment_file), folder)
+    ended.set()
     stopped = max(saved_steps(folder / "checkpoints"))
     assert "stopped and saved" in capsys.readouterr().err and stopped < 30
     assert [r["step"] for r in facts(folder) if r["split"] == "train"] == list(range(stopped))
