@@ -58,10 +58,12 @@ def settle_config(folder: Path, experiment: Experiment, *, allow_change: bool) -
     """Write the resolved configuration of a new run, or compare it with that of the run being continued.
 
     Returns the differences that were allowed. Raises ConfigError with all of them where they would make it another
-    experiment and `allow_change` is not set.
+    experiment and `allow_change` is not set. A start that was refused before its first step binds nobody.
     """
     path, changes = folder / CONFIG, []
-    if path.exists():
+    metrics, saves = folder / METRICS, folder / CHECKPOINTS
+    begun = (metrics.exists() and metrics.stat().st_size > 0) or (saves.is_dir() and any(saves.iterdir()))
+    if begun and path.exists():
         changes = changed_fields(load_config(folder), experiment)
         if changes and not allow_change:
             lines = "\n".join(f"  {name}: {before!r} in the run, {now!r} now" for name, before, now in changes)

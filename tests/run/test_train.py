@@ -79,6 +79,14 @@ def test_a_changed_config_is_refused_with_the_difference(finished, experiment_fi
     assert load_config(finished).seed == 0
 
 
+def test_a_refused_start_does_not_bind_the_mended_one(experiment_file, tmp_path):
+    wrong = dataclasses.replace(load_experiment(experiment_file), batch_size=6, steps=4)
+    with pytest.raises(ConfigError, match="set --batch-size 8"):
+        train(wrong, tmp_path / "run")
+    rows = train(dataclasses.replace(wrong, batch_size=8), tmp_path / "run")
+    assert len([r for r in rows if r["split"] == "train"]) == 4
+
+
 def test_an_allowed_change_continues(finished, experiment_file, tmp_path):
     folder = tmp_path / "longer"
     shutil.copytree(finished, folder)
