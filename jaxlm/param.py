@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxlm.errors import ConfigError
-from jaxlm.layout import Layout
+from jaxlm.layout import Layout, ways
 
 # The configuration field that sets the size of a logical axis, for messages.
 AXIS_FIELDS = {
@@ -19,6 +19,7 @@ AXIS_FIELDS = {
     "heads": "model.num_heads",
     "kv_heads": "model.num_kv_heads",
     "ffn": "model.intermediate_size",
+    "expert": "model.moe.num_experts",
     "vocab": "model.vocab_size",
 }
 
@@ -28,19 +29,20 @@ class Param:
     """One leaf of a model's spec tree.
 
     `stack` leading dimensions hold independent copies (layers, experts); then come `inputs` dimensions that a matrix
-    contracts, then its outputs. `kind` decides weight decay and which optimizer treats the leaf as a matrix.
+    contracts, then its outputs. `kind` decides weight decay and which optimizer treats the leaf as a matrix; a "state" is no
+    parameter at all: it has no gradient and no decay, a rule of its own moves it (a router's balancing bias).
     """
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
     init: Callable[..., Array]
-    kind: Literal["matrix", "embedding", "vector"] = "matrix"
+    kind: Literal["matrix", "embedding", "vector", "state"] = "matrix"
     inputs: int = 1
     stack: int = 0
 
-    def stacked(self, copies: int) -> "Param":
-        """Return this parameter with a leading dimension of independent copies (layers), never sharded."""
-        return dataclasses.replace(self, shape=(copies, *self.shape), axes=(None, *self.axes), stack=self.stack + 1)
+    def stacked(self, copies: int, axis: str | None = None) -> "Param":
+        """Return this parameter with a leading dimension of independent copies: layers, which are never split, or experts."""
+        return dataclasses.replace(self, shape=(copies, *self.shape), axes=(axis, *self.axes), stack=self.stack + 1)
 
 
 def tree_map(function: Callable[..., Any], spec: Any, *rest: Any) -> Any:
@@ -68,6 +70,11 @@ def initialize(spec: Any, key: Array, layout: Layout) -> Any:
     return jax.tree_util.tree_map_with_path(draw, spec, is_leaf=lambda x: isinstance(x, Param))
 
 
+def fixed(params: Any, spec: Any) -> Any:
+    """Return the parameters with no gradient through what is only state."""
+    return tree_map(lambda p, x: jax.lax.stop_gradient(x) if p.kind == "state" else x, spec, params)
+
+
 def abstract(spec: Any, layout: Layout, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> Any:
     """Return the parameters as `jax.ShapeDtypeStruct`s with their shardings: nothing is allocated."""
 
@@ -87,7 +94,7 @@ def bytes_per_device(spec: Any, layout: Layout, mesh_shape: Mapping[str, int], i
     """Return the bytes of all parameters that one device holds."""
     total = 0
     for param in named_leaves(spec).values():
-        split = math.prod(mesh_shape[axis] for axis in layout.spec(*param.axes) if axis)
+        split = math.prod(ways(entry, mesh_shape) for entry in layout.spec(*param.axes))
         total += math.prod(param.shape) * itemsize // split
     return total
 
@@ -95,13 +102,14 @@ def bytes_per_device(spec: Any, layout: Layout, mesh_shape: Mapping[str, int], i
 def check_layout(spec: Any, layout: Layout, mesh_shape: Mapping[str, int]) -> None:
     """Raise ConfigError for the first weight that the mesh would split unevenly, naming the field and sizes that work."""
     for name, param in named_leaves(spec).items():
-        for size, axis in zip(param.shape, param.axes, strict=True):
-            mesh_axis = getattr(layout, axis) if axis else None
-            ways = mesh_shape[mesh_axis] if mesh_axis else 1
-            if size % ways:
-                fits = [n for n in range(1, ways + 1) if size % n == 0][-3:]
+        for size, axis, entry in zip(param.shape, param.axes, layout.spec(*param.axes), strict=True):
+            split = ways(entry, mesh_shape)
+            if size % split:
+                mesh_axis = getattr(layout, axis)
+                fits = [n for n in range(1, split + 1) if size % n == 0][-3:]
+                over = f"mesh.{mesh_axis} = {split}" if isinstance(entry, str) else f"mesh.data x mesh.expert = {split}"
                 raise ConfigError(
-                    f"{AXIS_FIELDS.get(axis, axis)} = {size} cannot be split evenly over mesh.{mesh_axis} = {ways} "
+                    f"{AXIS_FIELDS.get(axis, axis)} = {size} cannot be split evenly over {over} "
                     f"(weight {name}): set --mesh.{mesh_axis} to a divisor such as {', '.join(map(str, fits))}, "
                     f"or keep it whole with --layout.{axis.replace('_', '-')} None"
                 )

@@ -24,7 +24,7 @@ def one_device():
     """Run each test under a mesh of one device; a test that wants another enters it."""
     from jaxlm.layout import make_mesh
 
-    with jax.set_mesh(make_mesh({"data": 1, "model": 1}, jax.devices()[:1])):
+    with jax.set_mesh(make_mesh({}, jax.devices()[:1])):
         yield
 
 

@@ -48,7 +48,7 @@ def opened(folder: Path, step: int | None = None) -> Iterator[OpenRun]:
         raise CheckpointError(f"{folder} has no checkpoint yet: train it further, or lower --checkpoint.every")
     if step is not None and step not in steps:
         raise CheckpointError(f"{folder} has no checkpoint of step {step}: it has {', '.join(map(str, steps))}")
-    mesh = make_mesh({"data": 1, "model": 1}, jax.devices()[:1])
+    mesh = make_mesh({}, jax.devices()[:1])
 
     def load(step: int) -> tuple[Experiment, ModelConfig, Any]:
         description = checkpoint.description(saves, step)

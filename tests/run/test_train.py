@@ -48,7 +48,8 @@ def test_a_run_leaves_a_record_curves_checkpoints_and_a_sample(finished):
     assert "validation bits per byte" in summary and "def " in summary
     assert any((finished / "tensorboard").iterdir())
     start = json.loads((finished / "run.json").read_text())["starts"][0]
-    assert start["mesh"] == {"data": 8, "model": 1} and start["versions"]["jax"] == jax.__version__ and start["config_digest"]
+    assert start["mesh"] == {"data": 8, "expert": 1, "model": 1} and start["versions"]["jax"] == jax.__version__
+    assert start["config_digest"]
 
 
 def test_a_finished_run_is_left_as_it_is(finished):

@@ -46,7 +46,7 @@ def test_state_comes_back_to_the_bit_on_the_same_and_on_other_meshes(tmp_path):
     assert_same(read_state(tmp_path, 3, abstract()), expected)
     with jax.set_mesh(make_mesh({"data": 2, "model": 4})):
         state = read_state(tmp_path, 3, abstract())
-        assert state.params.embed.sharding.spec == jax.P("model", "data")
+        assert state.params.embed.sharding.spec == jax.P("model", ("data", "expert"))
         assert_same(state, expected)
     assert checkpoint.description(tmp_path, 3) == ABOUT
 

@@ -35,7 +35,8 @@ def trained(config=OptimizerConfig(learning_rate=1e-2), steps=3, accumulate=1, s
         batch = placed(batch_of())
         if accumulate > 1:
             split = lambda x: np.reshape(x, (accumulate, -1, x.shape[-1]))  # noqa: E731
-            batch = jax.device_put(jax.tree.map(split, batch_of()), jax.NamedSharding(mesh, jax.P(None, "data")))
+            place = jax.NamedSharding(mesh, jax.P(None, *Layout().spec("batch")))
+            batch = jax.device_put(jax.tree.map(split, batch_of()), place)
         for _ in range(steps):
             state, metrics = step(state, batch)
         return jax.device_get((state.params, metrics))
