@@ -64,7 +64,7 @@ def extend(
                 causal=config.causal, window=config.window(layer), softcap=config.attention_softcap,
             )  # fmt: skip
 
-        x_BLD = transformer.block(weights, x_BLD, attend, rope, layer, config, layout)
+        x_BLD, _ = transformer.block(weights, x_BLD, attend, rope, at.segments != 0, layer, config, layout, decoding=True)
     x_BLD = layers.norm(params.final_norm, x_BLD[:, -1:], config)
     logits_BV = transformer.unembed(params, x_BLD, config, layout)[:, 0]
     return logits_BV, Cache(tuple(keys), tuple(values), *past, cache.used + tokens_BL.shape[1])

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxlm.objective.language_model import Sums
+from jaxlm.ops import routing
 
 
 def summarize(cross_entropy: float, correct: float, tokens: float, num_bytes: float) -> dict[str, float]:
@@ -30,11 +31,22 @@ def target_bytes(targets: np.ndarray, weights: np.ndarray, token_bytes: np.ndarr
     return int(np.sum(token_bytes[targets] * (weights > 0)))
 
 
-def evaluate(sums_of: Callable[[Any, Any], Sums], params: Any, batches: Iterable[tuple[Any, int]]) -> dict[str, float]:
-    """Return `summarize` over all batches; each comes placed on the mesh, with the bytes its targets stand for."""
-    totals, num_bytes = np.zeros(3), 0
+def evaluate(sums_of: Callable[[Any, Any], Sums], params: Any, batches: Iterable[tuple[Any, int]]) -> dict[str, Any]:
+    """Return `summarize` over all batches, and what routers did; each comes placed on the mesh, with the bytes of its targets."""
+    totals, num_bytes, router = np.zeros(3), 0, None
     for batch, bytes_here in batches:
         sums = jax.device_get(sums_of(params, batch))
         totals += [float(sums.cross_entropy), float(sums.correct), float(sums.tokens)]
         num_bytes += bytes_here
-    return summarize(*totals, num_bytes)
+        if sums.router is not None:
+            router = sums.router if router is None else jax.tree.map(np.add, router, sums.router)
+    return summarize(*totals, num_bytes) | ({} if router is None else _describe_router(router))
+
+
+def _describe_router(sums: Any) -> dict[str, Any]:
+    """Return `routing.summarize` and each expert's share of the assignments, as lists over mixture layers."""
+    load = np.asarray(sums.load, np.float64)
+    share = load / np.maximum(load.sum(axis=-1, keepdims=True), 1.0)
+    with jax.transfer_guard("allow"):  # a handful of numbers, once an evaluation
+        values = {name: np.asarray(value).tolist() for name, value in routing.summarize(sums).items()}
+    return values | {"router_load": np.round(share, 5).tolist()}

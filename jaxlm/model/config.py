@@ -1,10 +1,12 @@
 """What a decoder is made of, as values: every difference between published families is one of these fields."""
 
 import dataclasses
+import math
 from typing import Annotated, Literal
 
 from jaxlm.config import Range, config
 from jaxlm.errors import ConfigError
+from jaxlm.model.moe_config import MoeConfig
 
 Size = Annotated[int, Range(1)]
 Fraction = Annotated[float, Range(0, 1)]
@@ -31,7 +33,7 @@ class ModelConfig:
     max_length: Size = 2048
     """The longest sequence: rows of learned positions, and the limit of a cache."""
 
-    activation: Literal["swiglu", "geglu", "gelu", "gelu_tanh", "relu2"] = "swiglu"
+    activation: Literal["swiglu", "geglu", "gelu", "gelu_tanh", "relu", "relu2"] = "swiglu"
     """Feed-forward non-linearity; swiglu and geglu (tanh form) are gated by a third matrix, relu2 is ReLU squared."""
     norm: Literal["rms", "layer"] = "rms"
     """RMSNorm (arXiv:1910.07467) or LayerNorm (arXiv:1607.06450)."""
@@ -67,6 +69,9 @@ class ModelConfig:
     biases: tuple[Literal["q", "k", "v", "o", "gate", "up", "down"], ...] = ()
     """The projections that have a bias."""
 
+    moe: MoeConfig = MoeConfig()
+    """Mixture-of-experts layers, where it has experts."""
+
     tie_embeddings: bool = True
     """The output head is the embedding."""
     scale_embeddings: bool = False
@@ -74,7 +79,10 @@ class ModelConfig:
     dropout: Annotated[float, Range(0, 0.99)] = 0.0
     """On the embedding and on the output of each sub-layer, in training."""
     init_std: Annotated[float, Range(0)] = 0.0
-    """Standard deviation of initial matrices; 0: 1 / sqrt(fan in). Residual outputs start at 1 / sqrt(2 num_layers) of it."""
+    """Standard deviation of initial matrices; 0: sqrt(init_scale / fan in). Residual outputs start at 1 / sqrt(2 num_layers)
+    of it."""
+    init_scale: Annotated[float, Range(0)] = 1.0
+    """Variance of initial matrices, times their fan in (Switch: 0.1)."""
     embedding_init_std: Annotated[float, Range(0)] = 0.02
     """Standard deviation of initial embeddings."""
 
@@ -110,6 +118,24 @@ class ModelConfig:
             raise ConfigError('model.norm_bias needs model.norm = "layer": RMSNorm has no bias')
         if "gate" in self.biases and not self.gated:
             raise ConfigError(f'model.biases has "gate", but activation {self.activation!r} has no gate: take it out')
+        if self.moe.num_experts:
+            self._check_moe()
+
+    def _check_moe(self) -> None:
+        if self.moe.every > self.num_layers:
+            raise ConfigError(
+                f"model.moe.every = {self.moe.every} makes none of num_layers = {self.num_layers} layers a mixture: set it to "
+                f"{self.num_layers} or less"
+            )
+        if self.causal and self.moe.has_leaks() and not self.moe.allow_leaks:
+            what = (
+                f"router = {self.moe.router!r}" if self.moe.router == "expert_choice" else f"priority = {self.moe.priority!r}"
+            )
+            instead = "router = 'softmax'" if self.moe.router == "expert_choice" else "priority = 'token'"
+            raise ConfigError(
+                f"model.moe.{what} lets a token's output depend on later tokens, which a causal decoder must not see: use "
+                f"{instead}, or --model.moe.allow-leaks for analysis"
+            )
 
     @property
     def kv_heads(self) -> int:
@@ -136,6 +162,20 @@ class ModelConfig:
         """Features of a head that RoPE rotates."""
         return int(self.head_size * self.rope_fraction)
 
+    @property
+    def period(self) -> int:
+        """Layers after which the kinds of blocks repeat."""
+        return math.lcm(len(self.attention_pattern), self.moe.every if self.moe.num_experts else 1)
+
+    @property
+    def moe_layers(self) -> tuple[int, ...]:
+        """The layers that are mixtures of experts."""
+        return tuple(layer for layer in range(self.num_layers) if self.is_moe(layer))
+
+    def is_moe(self, layer: int) -> bool:
+        """Return whether this layer is a mixture of experts."""
+        return self.moe.num_experts > 0 and (layer + 1) % self.moe.every == 0
+
     def window(self, layer: int) -> int:
         """Return the window of the attention in this layer; 0 where it sees everything."""
         return self.sliding_window if self.attention_pattern[layer % len(self.attention_pattern)] == "sliding" else 0
@@ -148,7 +188,11 @@ class ModelConfig:
         kernel = self.attention_kernel
         if kernel == "auto":
             kernel = {"cpu": "blocked", "tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}.get(platform, "plain")
-        return dataclasses.replace(self, compute_dtype=dtype, attention_kernel=kernel)
+        moe_kernel = self.moe.kernel
+        if moe_kernel == "auto":
+            moe_kernel = "loop" if platform == "cpu" else "ragged"
+        moe = dataclasses.replace(self.moe, kernel=moe_kernel)
+        return dataclasses.replace(self, compute_dtype=dtype, attention_kernel=kernel, moe=moe)
 
 
 def _near_divisor(number: int, wanted: int) -> int:

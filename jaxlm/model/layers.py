@@ -3,7 +3,9 @@
 Shape letters are explained once, at the top of model/transformer.py.
 """
 
+import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -90,9 +92,9 @@ def attention_spec(config: ModelConfig) -> Attention:
     )
 
 
-def mlp_spec(config: ModelConfig) -> Mlp:
-    """Return the spec of one feed-forward sub-layer."""
-    D, F = config.hidden_size, config.intermediate_size
+def mlp_spec(config: ModelConfig, width: int = 0) -> Mlp:
+    """Return the spec of one feed-forward sub-layer, of hidden width `width` where it is not the model's."""
+    D, F = config.hidden_size, width or config.intermediate_size
 
     def bias(name: str, size: int, axis: str | None) -> Param | None:
         return Param((size,), (axis,), initializers.zeros, "vector") if name in config.biases else None
@@ -110,7 +112,7 @@ def mlp_spec(config: ModelConfig) -> Mlp:
 
 def matrix_init(config: ModelConfig, fan_in: int, *, residual: bool = False):
     """Return the initializer of a matrix; outputs onto the residual stream start smaller, by depth (GPT-2)."""
-    std = config.init_std or fan_in**-0.5
+    std = config.init_std or (config.init_scale / fan_in) ** 0.5
     return initializers.normal(std / math.sqrt(2 * config.num_layers) if residual else std)
 
 
@@ -160,12 +162,20 @@ def mlp(p: Mlp, x_BLD: Array, config: ModelConfig, layout: Layout) -> Array:
     return y_BLD if p.down_bias is None else y_BLD + _like(p.down_bias.astype(y_BLD.dtype), y_BLD)
 
 
+@functools.cache
+def activation(name: str) -> Callable[[Array, Array | None], Array]:
+    """Return `activate` for one name: the same function each time, as what is compiled with it is kept by identity."""
+    return functools.partial(activate, name)
+
+
 def activate(name: str, up: Array, gate: Array | None) -> Array:
     """Return the feed-forward non-linearity of the projected input."""
     if name == "swiglu":
         return jax.nn.silu(gate) * up
     if name == "geglu":
         return jax.nn.gelu(gate, approximate=True) * up
+    if name == "relu":
+        return jax.nn.relu(up)
     if name == "relu2":
         return jnp.square(jax.nn.relu(up))
     if name == "gelu_tanh":
@@ -175,7 +185,7 @@ def activate(name: str, up: Array, gate: Array | None) -> Array:
     return (0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))).astype(up.dtype)
 
 
-def flat_einsum(formula: str, x: Array, w: Array, out: jax.P) -> Array:
+def flat_einsum(formula: str, x: Array, w: Array, out: jax.P, precision: jax.lax.Precision | None = None) -> Array:
     """Return the product of x [B, L, ...] with a weight, computed over [B L, ...], with the sharding `out`.
 
     `formula` names one token dimension t for both: a product of flat matrices, forwards and backwards, needs no
@@ -184,7 +194,7 @@ def flat_einsum(formula: str, x: Array, w: Array, out: jax.P) -> Array:
     batch, length = x.shape[:2]
     spec = jax.typeof(x).sharding.spec
     flat = jax.lax.reshape(x, (batch * length, *x.shape[2:]), out_sharding=jax.P(spec[0], *spec[2:]))
-    y = jnp.einsum(formula, flat, w.astype(x.dtype), out_sharding=jax.P(out[0], *out[2:]))
+    y = jnp.einsum(formula, flat, w.astype(x.dtype), out_sharding=jax.P(out[0], *out[2:]), precision=precision)
     return jax.lax.reshape(y, (batch, length, *y.shape[1:]), out_sharding=out)
 
 

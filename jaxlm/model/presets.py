@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from jaxlm.model.config import ModelConfig
+from jaxlm.model.moe_config import MoeConfig
 
 
 def nano() -> ModelConfig:
@@ -78,6 +79,26 @@ def mistral_7b() -> ModelConfig:
     )  # fmt: skip
 
 
+def switch_base() -> ModelConfig:
+    """The shape of Switch-Base (arXiv:2101.03961), as a decoder: 128 experts in every second of 12 layers, 3.7B parameters."""
+    return ModelConfig(
+        vocab_size=32_128, num_layers=12, hidden_size=768, num_heads=12, intermediate_size=3072, activation="relu",
+        init_scale=0.1, moe=MoeConfig(num_experts=128, every=2, evaluation_capacity_factor=2.0, jitter=0.01),
+    )  # fmt: skip
+
+
+def mixtral_8x7b() -> ModelConfig:
+    """The shape of Mixtral 8x7B (arXiv:2401.04088): 46,702,792,704 parameters."""
+    return ModelConfig(
+        vocab_size=32_000, num_layers=32, hidden_size=4096, num_heads=32, num_kv_heads=8, intermediate_size=14_336,
+        max_length=32_768, rope_theta=1e6, tie_embeddings=False,
+        moe=MoeConfig(
+            num_experts=8, experts_per_token=2, renormalize=True, capacity_factor=None, load_balancing_loss=0.02,
+            losses_over_layers="sum",
+        ),
+    )  # fmt: skip
+
+
 PRESETS: dict[str, Callable[[], ModelConfig]] = {
     "nano": nano,
     "15m": small_15m,
@@ -89,4 +110,6 @@ PRESETS: dict[str, Callable[[], ModelConfig]] = {
     "gpt2": gpt2_124m,
     "gemma2-2b": gemma2_2b,
     "mistral-7b": mistral_7b,
+    "switch-base": switch_base,
+    "mixtral-8x7b": mixtral_8x7b,
 }

@@ -16,36 +16,36 @@ from jax import Array
 from jax.nn import initializers
 
 from jaxlm.layout import Layout
-from jaxlm.model import layers
+from jaxlm.model import layers, moe
 from jaxlm.model.config import ModelConfig
+from jaxlm.model.edit import Edit, unchanged
+from jaxlm.model.moe import Moe, Routed
 from jaxlm.ops.attention import Tokens, attention
 from jaxlm.ops.positions import rope_angles, rope_frequencies, sinusoidal
 from jaxlm.param import Param, tree_map
-
-# edit(site, layer, x) -> x reads or changes an activation. Sites, in order: embed; then in each layer attn_in, q, k, v,
-# heads, attn_out, ffn_in, ffn_out, resid; then final. `layer` is a traced integer (0 for embed and final).
-Edit = Callable[[str, Array | int, Array], Array]
 
 Remat = Literal["none", "dots", "full"]
 
 # Operations that the backward pass repeats even with remat "none": reading one input anew, fused with its use, instead of
 # writing and reading every intermediate result of a norm or an activation function (half the memory at nanoGPT's shapes).
+# `reshard` gathers fully sharded weights: kept, every layer's would be whole on every device.
 CHEAP = frozenset(
     "add sub mul div neg max min abs sign exp exp2 log log1p logistic tanh erf erfc sin cos sqrt rsqrt square integer_pow pow "
     "eq ne lt le gt ge and or not is_finite select_n convert_element_type stop_gradient iota broadcast_in_dim reshape "
-    "transpose squeeze expand_dims slice concatenate reduce_sum reduce_max".split()
+    "transpose squeeze expand_dims slice concatenate reduce_sum reduce_max reshard".split()
 )
 
 
 @struct.dataclass
 class Block:
-    """One layer: attention and feed-forward sub-layers with their norms."""
+    """One layer: attention and feed-forward sub-layers with their norms; the latter is an `mlp` or a `moe`."""
 
     attention_norm: layers.Norm | None
     attention: layers.Attention
     attention_post_norm: layers.Norm | None
     mlp_norm: layers.Norm | None
-    mlp: layers.Mlp
+    mlp: layers.Mlp | None
+    moe: Moe | None
     mlp_post_norm: layers.Norm | None
 
 
@@ -64,30 +64,29 @@ def spec(config: ModelConfig) -> Transformer:
     """Return the model with a `Param` at each leaf: the single source of shapes, placement and initial values."""
     D, V = config.hidden_size, config.vocab_size
     before, after = config.norm_position in ("before", "both"), config.norm_position in ("after", "both")
-    block = Block(
-        attention_norm=layers.norm_spec(config, D) if before else None,
-        attention=layers.attention_spec(config),
-        attention_post_norm=layers.norm_spec(config, D) if after else None,
-        mlp_norm=layers.norm_spec(config, D) if before else None,
-        mlp=layers.mlp_spec(config),
-        mlp_post_norm=layers.norm_spec(config, D) if after else None,
-    )
-    period = len(config.attention_pattern)
-    repeats = [len(range(place, config.num_layers, period)) for place in range(min(period, config.num_layers))]
+
+    def block(place: int) -> Block:
+        mixture = config.is_moe(place)
+        return Block(
+            attention_norm=layers.norm_spec(config, D) if before else None,
+            attention=layers.attention_spec(config),
+            attention_post_norm=layers.norm_spec(config, D) if after else None,
+            mlp_norm=layers.norm_spec(config, D) if before else None,
+            mlp=None if mixture else layers.mlp_spec(config),
+            moe=moe.spec(config) if mixture else None,
+            mlp_post_norm=layers.norm_spec(config, D) if after else None,
+        )
+
+    repeats = [len(range(place, config.num_layers, config.period)) for place in range(min(config.period, config.num_layers))]
     table = initializers.normal(config.embedding_init_std)
     positions = Param((config.max_length, D), (None, "embed"), table, "embedding") if config.positions == "learned" else None
     return Transformer(
         embed=Param((V, D), ("vocab", "embed"), table, "embedding"),
         position_embed=positions,
-        blocks=tuple(tree_map(lambda p, n=n: p.stacked(n), block) for n in repeats),
+        blocks=tuple(tree_map(lambda p, n=n: p.stacked(n), block(place)) for place, n in enumerate(repeats)),
         final_norm=layers.norm_spec(config, D),
         head=None if config.tie_embeddings else Param((V, D), ("vocab", "embed"), table, "embedding"),
     )
-
-
-def unchanged(site: str, layer: Array | int, x: Array) -> Array:
-    """The edit that edits nothing."""
-    return x
 
 
 def embed(p: Transformer, tokens_BL: Array, at: Tokens, config: ModelConfig, layout: Layout) -> Array:
@@ -116,25 +115,36 @@ def block(
     x_BLD: Array,
     attend: Callable[[Array, Array, Array], Array],
     rope: tuple[Array, Array] | None,
+    real_BL: Array,
     layer: Array | int,
     config: ModelConfig,
     layout: Layout,
     edit: Edit = unchanged,
-    drop: Callable[[Array, int], Array] = lambda x, place: x,
-) -> Array:
-    """Return the residual stream after one layer. `attend(q, k, v)` mixes tokens: within a row, or with a cache."""
+    key: Array | None = None,
+    decoding: bool = False,
+) -> tuple[Array, Routed | None]:
+    """Return the residual stream after one layer, and what its router did where it has one.
+
+    `attend(q, k, v)` mixes tokens: within a row, or with a cache. With `key`, dropout and all else that belongs to training
+    is on.
+    """
+    keys = (None,) * 3 if key is None else tuple(jax.random.fold_in(key, place) for place in range(3))
     h_BLD = layers.norm(p.attention_norm, x_BLD, config) if p.attention_norm is not None else x_BLD
     qkv = layers.queries_keys_values(p.attention, edit("attn_in", layer, h_BLD), rope, config, layout)
     qkv = (edit(site, layer, x) for site, x in zip("qkv", qkv, strict=True))
     y_BLD = layers.attention_output(p.attention, edit("heads", layer, attend(*qkv)), layout)
     if p.attention_post_norm is not None:
         y_BLD = layers.norm(p.attention_post_norm, y_BLD, config)
-    x_BLD = x_BLD + drop(edit("attn_out", layer, y_BLD), 0)
+    x_BLD = x_BLD + dropout(edit("attn_out", layer, y_BLD), keys[0], config.dropout)
     h_BLD = layers.norm(p.mlp_norm, x_BLD, config) if p.mlp_norm is not None else x_BLD
-    y_BLD = layers.mlp(p.mlp, edit("ffn_in", layer, h_BLD), config, layout)
+    h_BLD, routed = edit("ffn_in", layer, h_BLD), None
+    if p.moe is None:
+        y_BLD = layers.mlp(p.mlp, h_BLD, config, layout)
+    else:
+        y_BLD, routed = moe.moe(p.moe, h_BLD, real_BL, layer, config, layout, edit=edit, key=keys[2], decoding=decoding)
     if p.mlp_post_norm is not None:
         y_BLD = layers.norm(p.mlp_post_norm, y_BLD, config)
-    return edit("resid", layer, x_BLD + drop(edit("ffn_out", layer, y_BLD), 1))
+    return edit("resid", layer, x_BLD + dropout(edit("ffn_out", layer, y_BLD), keys[1], config.dropout)), routed
 
 
 def forward(
@@ -146,19 +156,21 @@ def forward(
     *,
     edit: Edit = unchanged,
     remat: Remat = "none",
-    dropout_key: Array | None = None,
-) -> Array:
-    """Return the final, normalised hidden states [B, L, D]; `unembed` makes logits of them.
+    key: Array | None = None,
+) -> tuple[Array, Routed | None]:
+    """Return the final, normalised hidden states [B, L, D], and what the routers did, stacked over mixture layers.
 
-    `at` says where each token stands (its segment keeps packed documents apart). `remat` chooses what the backward pass
-    recomputes: next to nothing (`CHEAP`), all but matrix products, or whole layers. With `dropout_key`, dropout is on.
+    `unembed` makes logits of hidden states. `at` says where each token stands (its segment keeps packed documents apart, 0 is
+    padding). `remat` chooses what the backward pass recomputes: next to nothing (`CHEAP`), all but matrix products, or whole
+    layers. With `key`, what belongs to training is on: dropout, and in mixtures jitter, noise and the training capacity.
     """
     rope = angles(at, config)
+    real_BL = at.segments != 0 if at.segments is not None else jnp.ones_like(tokens_BL, dtype=bool)
     x_BLD = edit("embed", 0, embed(p, tokens_BL, at, config, layout))
-    if dropout_key is not None:
-        x_BLD = dropout(x_BLD, jax.random.fold_in(dropout_key, config.num_layers), config.dropout)
+    if key is not None:
+        x_BLD = dropout(x_BLD, jax.random.fold_in(key, config.num_layers), config.dropout)
 
-    def one_layer(x_BLD: Array, weights: Block, layer: Array, window: int) -> Array:
+    def one_layer(x_BLD: Array, weights: Block, layer: Array, window: int) -> tuple[Array, Routed | None]:
         def attend(q: Array, k: Array, v: Array) -> Array:
             scale = config.attention_scale
             return attention(
@@ -166,21 +178,24 @@ def forward(
                 aligned=True, kernel=config.attention_kernel,
             )  # fmt: skip
 
-        def drop(x: Array, place: int) -> Array:
-            if dropout_key is None:
-                return x
-            return dropout(x, jax.random.fold_in(jax.random.fold_in(dropout_key, layer), place), config.dropout)
+        layer_key = None if key is None else jax.random.fold_in(key, layer)
+        return block(weights, x_BLD, attend, rope, real_BL, layer, config, layout, edit, layer_key)
 
-        return block(weights, x_BLD, attend, rope, layer, config, layout, edit, drop)
-
-    x_BLD = scan_layers(p.blocks, x_BLD, one_layer, config, remat)
-    return edit("final", 0, layers.norm(p.final_norm, x_BLD, config))
+    x_BLD, routed = scan_layers(p.blocks, x_BLD, one_layer, config, remat)
+    return edit("final", 0, layers.norm(p.final_norm, x_BLD, config)), routed
 
 
 def scan_layers(
-    blocks: tuple[Block, ...], x: Any, one_layer: Callable[[Any, Block, Array, int], Any], config: ModelConfig, remat: Remat
-) -> Any:
-    """Carry x through all layers, scanning over whole repeats of the pattern; layers left over at the end run singly."""
+    blocks: tuple[Block, ...],
+    x: Any,
+    one_layer: Callable[[Any, Block, Array, int], tuple[Any, Any]],
+    config: ModelConfig,
+    remat: Remat,
+) -> tuple[Any, Any]:
+    """Carry x through all layers, scanning over whole repeats of the pattern; layers left over at the end run singly.
+
+    Also return what the layers gave besides, stacked in the order of the layers that gave anything; None where none did.
+    """
     period = len(blocks)
     whole = config.num_layers // period
     policies = jax.checkpoint_policies
@@ -189,18 +204,31 @@ def scan_layers(
     # A loop already keeps forward and backward apart; without the barriers that do it elsewhere, more is fused.
     in_loop, alone = run(prevent_cse=False), run(prevent_cse=remat != "none")
 
-    def one_period(x: Any, scanned: tuple[tuple[Block, ...], Array]) -> tuple[Any, None]:
+    def one_period(x: Any, scanned: tuple[tuple[Block, ...], Array]) -> tuple[Any, list[Any]]:
         weights, first = scanned
+        given = []
         for place in range(period):
-            x = in_loop(x, weights[place], first + place, config.window(place))
-        return x, None
+            x, also = in_loop(x, weights[place], first + place, config.window(place))
+            given += [also] if also is not None else []
+        return x, given
 
     stacked = jax.tree.map(lambda w: w[:whole], blocks)
-    x, _ = jax.lax.scan(one_period, x, (stacked, period * jnp.arange(whole)))
+    x, given = jax.lax.scan(one_period, x, (stacked, period * jnp.arange(whole)))
+    given = [jax.tree.map(_in_order, *given)] if given else []
     for place in range(config.num_layers % period):
         weights = jax.tree.map(lambda w: w[whole], blocks[place])
-        x = alone(x, weights, jnp.asarray(whole * period + place), config.window(place))
-    return x
+        x, also = alone(x, weights, jnp.asarray(whole * period + place), config.window(place))
+        given += [jax.tree.map(lambda g: g[None], also)] if also is not None else []
+    return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), *given) if given else None
+
+
+def _in_order(*places: Array) -> Array:
+    """Return [layers, ...] from one array [repeats, ...] for each place of the pattern."""
+    together = jnp.stack(places, axis=1)
+    spec = jax.typeof(together).sharding.spec
+    return jax.lax.reshape(
+        together, (together.shape[0] * len(places), *together.shape[2:]), out_sharding=jax.P(None, *spec[2:])
+    )
 
 
 def _costs_something(primitive: Any, *_: Any, **__: Any) -> bool:
@@ -223,9 +251,9 @@ def unembed(p: Transformer, x_BLD: Array, config: ModelConfig, layout: Layout) -
     return logits_BLV
 
 
-def dropout(x: Array, key: Array, rate: float) -> Array:
-    """Zero each element with probability `rate` and scale up the rest (Srivastava et al. 2014)."""
-    if rate == 0:
+def dropout(x: Array, key: Array | None, rate: float) -> Array:
+    """Zero each element with probability `rate` and scale up the rest (Srivastava et al. 2014); none without a key."""
+    if rate == 0 or key is None:
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, x.shape, out_sharding=jax.typeof(x).sharding)
     return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)

@@ -1,6 +1,7 @@
 """What a person sees of a run: a live line on a terminal, a line now and then elsewhere."""
 
 import logging
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -80,6 +81,9 @@ def describe(row: dict[str, Any]) -> str:
         parts.append(f"{number('tokens_per_second', '{:,.0f}')} tokens/s")
     if row.get("mfu"):
         parts.append(f"{100 * row['mfu']:.1f} % MFU")
+    if row.get("router_dropped"):
+        parts.append(f"{100 * statistics.mean(row['router_dropped']):.1f} % dropped")
+        parts.append(f"load {max(row['router_load_max']):.1f}x")
     if row.get("skipped_total"):
         parts.append(f"{row['skipped_total']:.0f} skipped")
     return "  ".join(parts)

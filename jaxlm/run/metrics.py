@@ -29,7 +29,7 @@ class MetricsLog:
 
         A validation row that stands there already (the run was stopped after it) is not written twice.
         """
-        row = {"step": step, "split": split} | {k: None if _missing(v) else v for k, v in values.items()}
+        row = {"step": step, "split": split} | {k: _finite(v) for k, v in values.items()}
         known = split == "validation" and any(r["step"] == step and r["split"] == split for r in self.rows[-2:])
         if known or not keep:
             return row
@@ -43,6 +43,9 @@ class MetricsLog:
             for name, value in values.items():
                 if isinstance(value, (int, float)):
                     self._board.add_scalar(f"{split}/{name}", value, step)
+                elif isinstance(value, list) and all(isinstance(v, (int, float)) for v in value):  # one a mixture layer
+                    for layer, number in enumerate(value):
+                        self._board.add_scalar(f"{split}/{name}/{layer}", number, step)
         return row
 
     def sync(self) -> None:
@@ -57,8 +60,11 @@ class MetricsLog:
             self._board.close()
 
 
-def _missing(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
+def _finite(value: Any) -> Any:
+    """Return a value of a row with every NaN and infinity as None, which JSON has a word for."""
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -12,7 +12,9 @@ from rich.table import Table
 from jaxlm import param
 from jaxlm.config import difference, digest, flatten
 from jaxlm.experiment import Experiment, check_devices, load_experiment
+from jaxlm.layout import ways as layout_ways
 from jaxlm.model import flops, transformer
+from jaxlm.model.config import ModelConfig
 from jaxlm.run.directory import load_config
 
 
@@ -55,22 +57,33 @@ def _parts(experiment: Experiment) -> Table:
     return table
 
 
-def activation_bytes(experiment: Experiment, mesh_shape: dict[str, int]) -> int:
+def activation_bytes(experiment: Experiment, mesh_shape: dict[str, int]) -> float:
     """Return roughly what one device keeps of a step's forward pass: what matrix products gave, or layer inputs alone.
 
     Kernels that are written out (plain, blocked) keep float32 attention logits, fused ones (cudnn, splash) do not.
     """
     model = experiment.model.for_platform(jax.default_backend())
     length = experiment.data.sequence_length
-    rows = experiment.batch_size // experiment.accumulate // mesh_shape.get(experiment.layout.batch or "", 1)
+    rows = experiment.batch_size // experiment.accumulate // experiment.layout.ways("batch", mesh_shape)
     itemsize = 2 if model.compute_dtype == "bfloat16" else 4
     kept = model.hidden_size * itemsize
     if experiment.remat != "full":
         heads = 2 * (model.num_heads + model.kv_heads) * model.head_size
-        kept += (2 * model.hidden_size + heads + model.intermediate_size * (2 if model.gated else 1)) * itemsize
+        hidden = model.intermediate_size * (2 if model.gated else 1)
+        kept += (2 * model.hidden_size + heads) * itemsize
         if model.attention_kernel in ("plain", "blocked"):
             kept += 4 * model.num_heads * length
+        dense = model.num_layers - len(model.moe_layers)
+        return rows * length * (model.num_layers * kept + (dense * hidden + _mixtures_keep(model)) * itemsize)
     return rows * length * model.num_layers * kept
+
+
+def _mixtures_keep(model: ModelConfig) -> float:
+    """Return the values a token leaves in all mixture layers: hidden activations and copies of it, with the spare places."""
+    moe = model.moe
+    size = (moe.expert_size or model.intermediate_size) * (2 if model.gated else 1)
+    visits = moe.experts_per_token * (moe.capacity_factor or 1.0)
+    return len(model.moe_layers) * (visits * (size + 2 * model.hidden_size) + moe.shared_experts * size)
 
 
 def _costs(experiment: Experiment, shape: dict[str, int]) -> Table:
@@ -79,8 +92,10 @@ def _costs(experiment: Experiment, shape: dict[str, int]) -> Table:
     tokens = experiment.batch_size * length
     weights = param.bytes_per_device(spec, experiment.layout, shape)
     copies = {"adamw": 2, "muon": 2, "lion": 1, "sgd": 1, "adafactor": 0}[experiment.optimizer.kind]
-    rows: dict[str, Any] = {
-        "mesh": " x ".join(f"{name} {size}" for name, size in shape.items()),
+    rows: dict[str, Any] = {"mesh": " x ".join(f"{name} {size}" for name, size in shape.items())}
+    if experiment.model.moe.num_experts:
+        rows["active parameters a token"] = f"{flops.active_parameters(experiment.model):,.0f} of {param.count(spec):,}"
+    rows |= {
         "training FLOPs a token": f"{per_token:.3e}",
         "training FLOPs a step": f"{per_token * tokens:.3e} ({tokens:,} tokens)",
         "training FLOPs of the run": f"{per_token * tokens * experiment.steps:.3e}",
@@ -99,12 +114,13 @@ def _placement(experiment: Experiment, shape: dict[str, int]) -> Table:
     table = _table("weight", "shape", "split", "bytes a device", "why")
     for name, leaf in param.named_leaves(transformer.spec(experiment.model)).items():
         places, reasons, ways = [], [], 1
-        for axis in leaf.axes:
-            mesh_axis = getattr(experiment.layout, axis) if axis else None
-            places.append(f"{mesh_axis} {shape[mesh_axis]}" if mesh_axis else "-")
+        for axis, entry in zip(leaf.axes, experiment.layout.spec(*leaf.axes), strict=True):
+            names = (entry,) if isinstance(entry, str) else entry or ()
+            names = [n for n in names if shape[n] > 1] or list(names[:1])
+            places.append(" x ".join(f"{n} {shape[n]}" for n in names) or "-")
             if axis:
-                reasons.append(f"{axis} -> {mesh_axis or 'whole'}")
-            ways *= shape[mesh_axis] if mesh_axis else 1
+                reasons.append(f"{axis} -> {' x '.join(names) or 'whole'}")
+            ways *= layout_ways(entry, shape)
         size = math.prod(leaf.shape) * 4 // ways
         why = ", ".join(reasons) or "small: whole everywhere"
         table.add_row(name, " x ".join(map(str, leaf.shape)), ", ".join(places), _bytes(size), why)

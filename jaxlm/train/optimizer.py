@@ -75,7 +75,7 @@ def _inverse_sqrt(peak: float, warmup: int) -> optax.Schedule:
 
 def make_optimizer(config: OptimizerConfig, steps: int, spec: Any) -> optax.GradientTransformation:
     """Return the optimizer of a run: clipping, the update rule, decay of matrices and embeddings, the scheduled rate."""
-    decays = tree_map(lambda p: p.kind != "vector", spec)
+    decays = tree_map(lambda p: p.kind in ("matrix", "embedding"), spec)
     stages = [optax.clip_by_global_norm(config.clip)] if config.clip else []
     if config.kind == "adamw":
         stages.append(optax.scale_by_adam(config.b1, config.b2, config.epsilon))
@@ -142,7 +142,9 @@ def _orthogonalise(x: Array, stack: int, inputs: int, iterations: int) -> Array:
 
     for _ in range(stack):
         one = functools.partial(jax.lax.map, one)
-    return one(x)
+    # A loop cannot run over a split dimension: experts are gathered, layer by layer of width still split, and spread again.
+    whole = jax.reshard(x, jax.P(*(None,) * stack, *spec[stack:]))
+    return jax.reshard(one(whole), jax.P(*spec))
 
 
 def _newton_schulz(m: Array, iterations: int) -> Array:

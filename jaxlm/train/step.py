@@ -13,9 +13,12 @@ from jaxlm import param
 from jaxlm.config import Range, config
 from jaxlm.layout import Layout
 from jaxlm.objective.language_model import Sums
+from jaxlm.ops import routing
 
-# loss_of(params, batch, dropout_key) -> (summed loss, Sums)
+# loss_of(params, batch, key) -> (summed loss, Sums)
 LossOf = Callable[[Any, Any, Array], tuple[Array, Sums]]
+# after_update(params, Sums) -> params, with what no gradient moves (a router's balancing bias) moved
+AfterUpdate = Callable[[Any, Sums], Any]
 
 
 @config
@@ -86,22 +89,24 @@ def make_train_step(
     learning_rate: optax.Schedule,
     guard: GuardConfig,
     accumulate: int = 1,
-) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
+    after_update: AfterUpdate = lambda params, sums: params,
+) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
     """Return `step(state, batch) -> (state, metrics)`, to be compiled once with the state donated.
 
     The batch's arrays are [B, L], or [accumulate, B / accumulate, L] where gradients are accumulated. Metrics are float32
     scalars: loss (nats a token), z (mean squared log-normaliser), accuracy, tokens, gradient_norm, update_ratio (norm of
-    the update over norm of the parameters), learning_rate, skipped (0 or 1), skipped_total, skipped_in_a_row.
+    the update over norm of the parameters), learning_rate, skipped (0 or 1), skipped_total, skipped_in_a_row; of mixtures of
+    experts also those of `routing.summarize`, [mixture layers] each, and `decisions` where `loss_of` gives them.
     """
 
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         gradients, sums = accumulated_gradients(loss_of, state.params, batch, key, accumulate)
         norm = optax.tree.norm(gradients)
         loss = sums.cross_entropy / sums.tokens
         good, remembered = judge(state.guard, loss, norm, guard)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = after_update(optax.apply_updates(state.params, updates), sums)
         params, optimizer_state = jax.tree.map(
             lambda new, old: jnp.where(good, new, old), (params, optimizer_state), (state.params, state.optimizer)
         )
@@ -117,26 +122,40 @@ def make_train_step(
             "skipped_total": remembered.skipped,
             "skipped_in_a_row": remembered.streak,
         }
-        next_state = TrainState(state.step + 1, state.rng, params, optimizer_state, remembered)
-        return next_state, jax.tree.map(lambda x: x.astype(jnp.float32), metrics)
+        metrics |= routing.summarize(sums.router) if sums.router is not None else {}
+        metrics = jax.tree.map(lambda x: x.astype(jnp.float32), metrics)
+        metrics |= {"decisions": sums.decisions} if sums.decisions is not None else {}
+        return TrainState(state.step + 1, state.rng, params, optimizer_state, remembered), metrics
 
     return step
 
 
 def accumulated_gradients(loss_of: LossOf, params: Any, batch: Any, key: Array, accumulate: int) -> tuple[Any, Sums]:
-    """Return the gradient of the mean loss over all tokens of the step, microbatch by microbatch, and the sums."""
+    """Return the gradient of the mean loss over all tokens of the step, microbatch by microbatch, and the sums.
+
+    Decisions, where there are any, are laid one microbatch after the other: [mixture layers, B, L, K], as the batch's rows.
+    """
     gradients_of = jax.grad(loss_of, has_aux=True)
     if accumulate == 1:
         gradients, sums = gradients_of(params, batch, key)
     else:
 
-        def one_more(so_far: Any, microbatch: tuple[Any, Array]) -> tuple[Any, None]:
+        def one_more(so_far: Any, microbatch: tuple[Any, Array]) -> tuple[Any, Any]:
             part, index = microbatch
-            return jax.tree.map(jnp.add, so_far, gradients_of(params, part, jax.random.fold_in(key, index))), None
+            gradients, sums = gradients_of(params, part, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, so_far, (gradients, sums._replace(decisions=None))), sums.decisions
 
-        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradients_of, params, jax.tree.map(lambda x: x[0], batch), key))
-        (gradients, sums), _ = jax.lax.scan(one_more, zeros, (batch, jnp.arange(accumulate)))
+        shapes = jax.eval_shape(gradients_of, params, jax.tree.map(lambda x: x[0], batch), key)
+        zeros = jax.tree.map(jnp.zeros_like, (shapes[0], shapes[1]._replace(decisions=None)))
+        (gradients, sums), decisions = jax.lax.scan(one_more, zeros, (batch, jnp.arange(accumulate)))
+        sums = sums._replace(decisions=jax.tree.map(_join_microbatches, decisions))
     return jax.tree.map(lambda g: g / jnp.maximum(sums.tokens, 1.0), gradients), sums
+
+
+def _join_microbatches(decided: Array) -> Array:
+    """Return [layers, A x B, ...] from [A, layers, B, ...]."""
+    whole = jax.reshard(jnp.moveaxis(decided, 0, 1), jax.P())
+    return whole.reshape(whole.shape[0], -1, *whole.shape[3:])
 
 
 def judge(guard: Guard, loss: Array, norm: Array, config: GuardConfig) -> tuple[Array, Guard]:

@@ -110,7 +110,7 @@ def load(name: str, prefix: str, w: dict, config: ModelConfig) -> dict:
         "both": tuple(NORMS),
     }[config.norm_position]
     layer_norms = dict.fromkeys(NORMS) | {n: Norm(get(norms[n] + ".weight"), get(norms[n] + ".bias")) for n in wanted}
-    return {"attention": attention, "mlp": mlp, **layer_norms}
+    return {"attention": attention, "mlp": mlp, "moe": None, **layer_norms}
 
 
 def import_weights(name: str, w: dict, config: ModelConfig) -> transformer.Transformer:
@@ -140,7 +140,7 @@ def test_equals_transformers(name):
     at = Tokens(jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape))
 
     def loss(params):
-        x = transformer.forward(params, tokens, at, config, Layout())
+        x, _ = transformer.forward(params, tokens, at, config, Layout())
         weights = jnp.broadcast_to((jnp.arange(tokens.shape[1]) < tokens.shape[1] - 1).astype(jnp.float32)[None], tokens.shape)
         total, _ = cross_entropy(
             x, transformer.head(params), jnp.roll(tokens, -1, axis=1), weights, softcap=config.logit_softcap

@@ -1,6 +1,7 @@
 """Published shapes: parameter counts, FLOPs as the compiler counts them, and placement on meshes up to 512 devices."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jax.sharding import AbstractMesh, AxisType
 from jaxlm import param
 from jaxlm.data.packing import Batch
 from jaxlm.errors import ConfigError
-from jaxlm.layout import Layout, make_mesh
+from jaxlm.layout import MESH_AXES, Layout, make_mesh
 from jaxlm.model import flops, transformer
 from jaxlm.model.presets import PRESETS
 from jaxlm.objective import language_model
@@ -21,9 +22,10 @@ from jaxlm.train.step import GuardConfig, abstract_state, make_train_step
 
 PUBLISHED = {
     "gpt2": 124_439_808, "1b": 1_235_814_400, "8b": 8_030_261_248, "70b": 70_553_706_496,
-    "gemma2-2b": 2_614_341_888, "mistral-7b": 7_241_732_096,
+    "gemma2-2b": 2_614_341_888, "mistral-7b": 7_241_732_096, "mixtral-8x7b": 46_702_792_704,
 }  # fmt: skip
-# data x model for 8, 64 and 512 devices: what heads and widths divide by. GPT-2's vocabulary is odd: it stays whole.
+# data x model, or data x expert x model, for 8, 64 and 512 devices: what heads, widths and experts divide by.
+# GPT-2's vocabulary is odd: it stays whole.
 MESHES = {
     "nano": [(4, 2), (32, 2), (128, 2)],
     "15m": [(4, 2), (32, 2), (96, 2)],
@@ -35,6 +37,8 @@ MESHES = {
     "gpt2": [(2, 4), (16, 4), (128, 4)],
     "gemma2-2b": [(2, 4), (16, 4), (128, 4)],
     "mistral-7b": [(4, 2), (8, 8), (64, 8)],
+    "switch-base": [(1, 8, 1), (2, 16, 2), (4, 64, 2)],
+    "mixtral-8x7b": [(1, 8, 1), (4, 8, 2), (16, 8, 4)],
 }
 
 
@@ -49,7 +53,7 @@ def test_parameter_counts(name):
     if name in PUBLISHED:
         assert count == PUBLISHED[name]
     else:
-        expected = {"nano": 0.5e6, "15m": 15e6, "125m": 125e6, "350m": 350e6}[name]
+        expected = {"nano": 0.5e6, "15m": 15e6, "125m": 125e6, "350m": 350e6, "switch-base": 3.7e9}[name]
         assert abs(count / expected - 1) < 0.15
 
 
@@ -62,7 +66,7 @@ def test_flops_are_the_compilers_own(name):
     def counted(layers: int) -> float:
         # The compiler counts a loop body once: one repeat of the pattern, then the difference of two unrolled ones.
         shallow = dataclasses.replace(config, num_layers=layers)
-        mesh = make_mesh({"data": 1, "model": 1}, jax.devices()[:1])
+        mesh = make_mesh({}, jax.devices()[:1])
         params = param.abstract(transformer.spec(shallow), Layout(), mesh)
 
         def run(params, tokens):
@@ -75,7 +79,9 @@ def test_flops_are_the_compilers_own(name):
                     shallow, num_layers=1, attention_pattern=(config.attention_pattern[layer % period],),
                     sliding_window=config.window(layer),
                 )  # fmt: skip
-                x = transformer.forward(one, tokens, at, single, Layout(), edit=lambda s, _, y, x=x: x if s == "embed" else y)
+                x, _ = transformer.forward(
+                    one, tokens, at, single, Layout(), edit=lambda s, _, y, x=x: x if s == "embed" else y
+                )
             return transformer.unembed(params, x, shallow, Layout())
 
         with jax.set_mesh(mesh):
@@ -93,17 +99,18 @@ def test_the_train_step_type_checks_on_large_meshes(name):
     layout = Layout(vocab=None) if name == "gpt2" else Layout()
     spec = transformer.spec(config)
     optimizer = make_optimizer(OptimizerConfig(), 100, spec)
-    for data, model in MESHES[name]:
-        shape = {"data": data, "model": model}
+    for data, *expert, model in MESHES[name]:
+        shape = dict(zip(MESH_AXES, (data, *(expert or [1]), model), strict=True))
+        devices = math.prod(shape.values())
         param.check_layout(spec, layout, shape)
-        mesh = AbstractMesh(tuple(shape.values()), tuple(shape), axis_types=(AxisType.Explicit,) * 2)
+        mesh = AbstractMesh(tuple(shape.values()), MESH_AXES, axis_types=(AxisType.Explicit,) * 3)
         state = abstract_state(spec, optimizer, layout, mesh)
-        rows, length = 2 * data, 256
+        rows, length = 2 * devices // model, 256
         sharding = jax.NamedSharding(mesh, layout.spec("batch", None))
         batch = Batch(*(jax.ShapeDtypeStruct((rows, length), dtype, sharding=sharding) for dtype in "iifii"))
 
         def loss_of(params, batch, key, config=config, layout=layout):
-            return language_model.loss(params, batch, config, layout, remat="full")
+            return language_model.loss(params, batch, config, layout, remat="full", key=key)
 
         step = make_train_step(loss_of, optimizer, schedule(OptimizerConfig(), 100), GuardConfig())
         with jax.sharding.use_abstract_mesh(mesh):
@@ -115,9 +122,10 @@ def test_the_train_step_type_checks_on_large_meshes(name):
         # Every matrix and embedding is split over all devices; norms are whole; so are the moments of AdamW.
         held = sum(np.prod(x.sharding.shard_shape(x.shape)) * 4 for x in jax.tree.leaves(state.params))
         assert held == param.bytes_per_device(spec, layout, shape)
-        large = sum(np.prod(p.shape) for p in param.named_leaves(spec).values() if p.kind != "vector")
+        leaves = param.named_leaves(spec)
+        large = sum(np.prod(p.shape) for name, p in leaves.items() if p.kind != "vector" and "router" not in name)
         if layout.vocab and config.positions != "learned":
-            assert held <= 4 * large / (data * model) + 4 * (param.count(spec) - large)
+            assert held <= 4 * large / devices + 4 * (param.count(spec) - large)
         moments = sum(np.prod(x.sharding.shard_shape(x.shape)) * 4 for x in jax.tree.leaves(state.optimizer) if x.ndim)
         assert moments == 2 * held
 

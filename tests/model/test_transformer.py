@@ -38,7 +38,7 @@ def logits_of(config, params, tokens, positions=None, segments=None, **more):
     tokens = jnp.asarray(tokens)
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
-    x = transformer.forward(params, tokens, Tokens(jnp.asarray(positions), segments), config, Layout(), **more)
+    x, _ = transformer.forward(params, tokens, Tokens(jnp.asarray(positions), segments), config, Layout(), **more)
     return transformer.unembed(params, x, config, Layout())
 
 
@@ -128,7 +128,7 @@ def test_dropout_is_off_without_a_key_and_keeps_the_mean():
     config = tiny(dropout=0.5)
     params, tokens = draw(config), batch_of(rows=1).tokens
     np.testing.assert_array_equal(logits_of(config, params, tokens), logits_of(tiny(), params, tokens))
-    dropped = [logits_of(config, params, tokens, dropout_key=jax.random.key(seed)) for seed in (0, 0, 1)]
+    dropped = [logits_of(config, params, tokens, key=jax.random.key(seed)) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(dropped[0], dropped[1])
     assert np.abs(dropped[0] - dropped[2]).max() > 1e-3
     x = transformer.dropout(jnp.ones((1, 100, 100)), jax.random.key(2), 0.25)
