@@ -108,12 +108,14 @@ def evaluate(
     split: Annotated[Literal["train", "validation"], arg(help="Of the run's own data.")] = "validation",
     batches: Annotated[int, arg(help="How many batches; 0: all.")] = 0,
     batch_size: Annotated[int, arg(help="Rows a batch; 0: the run's.")] = 0,
+    *,
+    router: RouterIntervention,
 ) -> None:
     """Print a checkpoint's loss, perplexity and bits per byte on any text, as one JSON object."""
     _start_jax(1)
     from jaxlm.run.evaluate import evaluate_run
 
-    evaluate_run(run, step, source, split, batches, batch_size)
+    evaluate_run(run, step, source, split, batches, batch_size, router)
 
 
 def score(
@@ -199,12 +201,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(name: str, arguments: list[str]) -> Callable[[], None]:
     """Return the command with its arguments; for one about an experiment, the file is read first and gives the defaults."""
     command = COMMANDS[name]
-    if "experiment" in command.__annotations__:
+    wanted = command.__annotations__
+    if "experiment" in wanted:
         global Experiment
         from jaxlm.experiment import Experiment, load_experiment
 
         if arguments and not arguments[0].startswith("-"):
             command = functools.partial(command, experiment=load_experiment(Path(arguments[0])))
+    if "router" in wanted:
+        global RouterIntervention
+        from jaxlm.model.intervention import RouterIntervention
+
+        command = functools.partial(command, router=RouterIntervention())
     return lambda: tyro.cli(command, args=arguments, prog=f"jaxlm {name}")
 
 

@@ -1,6 +1,7 @@
 """An experiment: everything that decides a run's result, in one frozen value, from one Python file."""
 
 import importlib.util
+import math
 import sys
 import traceback
 from pathlib import Path
@@ -12,6 +13,7 @@ from jaxlm.errors import ConfigError, JaxlmError, suggest
 from jaxlm.layout import Layout, MeshConfig
 from jaxlm.model import transformer
 from jaxlm.model.config import ModelConfig
+from jaxlm.model.intervention import RouterIntervention
 from jaxlm.train.optimizer import OptimizerConfig, schedule
 from jaxlm.train.step import GuardConfig
 
@@ -88,6 +90,10 @@ class Experiment:
     """What the backward pass recomputes instead of keeping: nothing, all but matrix products, whole layers."""
     guard: GuardConfig = GuardConfig()
     """Steps to skip."""
+    router: RouterIntervention = RouterIntervention()
+    """What is done to the routers of a mixture of experts."""
+    init_from: str = ""
+    """Run whose newest parameters to begin from: of the same model, or a dense one that the experts are upcycled from."""
     layout: Layout = Layout()
     """Which mesh axis splits what."""
     mesh: MeshConfig = MeshConfig()
@@ -121,12 +127,33 @@ class Experiment:
             )
         if not self.model.causal:
             raise ConfigError("model.causal = False sees the next token, which is the target: language modelling needs True")
+        self.router.check_model(self.model)
+        if self.model.moe.num_experts:
+            self._check_places()
         schedule(self.optimizer, self.steps)
+
+    def _check_places(self) -> None:
+        moe = self.model.moe
+        for name in ("capacity_factor", "evaluation_capacity_factor"):
+            factor, tokens = getattr(moe, name), moe.rows_per_group * self.data.sequence_length
+            places = (factor or 0.0) * moe.experts_per_token * tokens / moe.num_experts
+            if factor is not None and places < 1:
+                least = math.ceil(100 * moe.num_experts / (moe.experts_per_token * tokens)) / 100
+                raise ConfigError(
+                    f"model.moe.{name} = {factor:g} gives each of {moe.num_experts} experts {places:.2g} places for a group of "
+                    f"{tokens} tokens, less than one: set it to {least:g} or more, raise --model.moe.rows-per-group, or None "
+                    "to drop nothing"
+                )
+            if moe.router == "expert_choice" and factor is not None and places > tokens:
+                raise ConfigError(
+                    f"model.moe.{name} = {factor:g} lets an expert choose {places:g} of {tokens} tokens: set it to "
+                    f"{moe.num_experts / moe.experts_per_token:g} at most"
+                )
 
 
 # Fields that may change between a run and its continuation: they do not decide what a step computes (a mesh does so only
 # in the order of sums).
-FREE_FIELDS = ("name", "mesh.", "layout.", "checkpoint.", "log.", "sample.", "data.cache")
+FREE_FIELDS = ("name", "mesh.", "layout.", "checkpoint.", "log.", "sample.", "data.cache", "router.record")
 
 
 def changed_fields(saved: Experiment, asked: Experiment) -> list[tuple[str, object, object]]:
@@ -140,18 +167,28 @@ def check_devices(experiment: Experiment, num_devices: int) -> dict[str, int]:
 
     shape = experiment.mesh.shape(num_devices)
     check_layout(transformer.spec(experiment.model), experiment.layout, shape)
-    ways = shape[experiment.layout.batch] if experiment.layout.batch else 1
+    ways = experiment.layout.ways("batch", shape)
+    unit = ways * experiment.model.moe.rows_per_group
     rows = experiment.batch_size // experiment.accumulate
-    if rows % ways:
+    if rows % unit:
+        over = " x ".join(f"mesh.{axis}" for axis in ("data", "expert") if shape[axis] > 1) or "mesh.data"
+        groups = f" in groups of {experiment.model.moe.rows_per_group}" if unit > ways else ""
         raise ConfigError(
-            f"batch_size / accumulate = {rows} rows do not divide over mesh.{experiment.layout.batch} = {ways}: "
-            f"set --batch-size {max(ways, round(rows / ways) * ways) * experiment.accumulate}"
+            f"batch_size / accumulate = {rows} rows{groups} do not divide over {over} = {ways}: "
+            f"set --batch-size {max(unit, round(rows / unit) * unit) * experiment.accumulate}"
         )
     return shape
 
 
 def load_experiment(path: Path) -> Experiment:
-    """Run an experiment file and return what its `experiment()` returns; every fault is a ConfigError with its place."""
+    """Run an experiment file and return what its `experiment()` returns; every fault is a ConfigError with its place.
+
+    `FILE.py:NAME` calls another function of the file, for example a variant of the same experiment for a pod.
+    """
+    name = "experiment"
+    if not path.is_file() and ".py:" in path.name:
+        file, name = path.name.rsplit(":", 1)
+        path = path.with_name(file)
     if not path.is_file():
         near = [p for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
         raise ConfigError(f"no experiment file {path}.{suggest(path.name, [p.name for p in near])}")
@@ -160,9 +197,10 @@ def load_experiment(path: Path) -> Experiment:
     sys.path.insert(0, str(path.parent.absolute()))  # experiments build on their neighbours
     try:
         module_spec.loader.exec_module(module)
-        if not hasattr(module, "experiment"):
-            raise ConfigError(f"{path} defines no function experiment() that returns an Experiment")
-        found = module.experiment()
+        if not callable(getattr(module, name, None)):
+            near = suggest(name, [n for n, value in vars(module).items() if callable(value)])
+            raise ConfigError(f"{path} defines no function {name}() that returns an Experiment.{near}")
+        found = getattr(module, name)()
     except JaxlmError as fault:
         raise type(fault)(f"{fault}{_line(fault, path)}") from fault
     except Exception as fault:
@@ -170,7 +208,7 @@ def load_experiment(path: Path) -> Experiment:
     finally:
         sys.path.pop(0)
     if not isinstance(found, Experiment):
-        raise ConfigError(f"experiment() in {path} returned a {type(found).__name__}, not an Experiment")
+        raise ConfigError(f"{name}() in {path} returned a {type(found).__name__}, not an Experiment")
     return found
 
 

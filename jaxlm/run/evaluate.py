@@ -2,25 +2,40 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 from rich.progress import track
 
 from jaxlm.data.mixture import Batches
+from jaxlm.data.packing import Batch
 from jaxlm.data.prepare import prepare
 from jaxlm.data.tokenizer import TokenizerConfig
 from jaxlm.errors import DataError
 from jaxlm.eval.language_model import evaluate, target_bytes
 from jaxlm.experiment import Experiment
+from jaxlm.model.intervention import RouterIntervention, make_edit
 from jaxlm.objective import language_model
-from jaxlm.run import display
+from jaxlm.run import decisions, display
 from jaxlm.run.directory import TOKENIZER
-from jaxlm.run.open import opened
+from jaxlm.run.open import OpenRun, opened
 
 
-def evaluate_run(folder: Path, step: int | None, sources: tuple[str, ...], split: str, batches: int, batch_size: int) -> None:
-    """Print loss, perplexity, bits per byte and accuracy as one JSON object, over the run's own text or over `sources`."""
+def evaluate_run(
+    folder: Path,
+    step: int | None,
+    sources: tuple[str, ...],
+    split: str,
+    batches: int,
+    batch_size: int,
+    router: RouterIntervention = RouterIntervention(),
+) -> None:
+    """Print loss, perplexity, bits per byte and accuracy as one JSON object, over the run's own text or over `sources`.
+
+    Of a mixture of experts also what its routers did, under the intervention asked for.
+    """
     out = display.console()
     with opened(folder, step) as run:
         data = run.experiment.data
@@ -40,13 +55,15 @@ def evaluate_run(folder: Path, step: int | None, sources: tuple[str, ...], split
         read = Batches(prepared, split, rows, 0, shuffle=False)
         count = min(batches or read.num_batches, read.num_batches)
         place = jax.NamedSharding(run.mesh, run.experiment.layout.spec("batch", None))
-        sums_of = jax.jit(lambda params, batch: language_model.loss(params, batch, run.model, run.experiment.layout)[1])
+        router.check_model(run.model)
+        sums_of = _evaluator(run, router)
         token_bytes = run.tokenizer.token_bytes()
 
         def placed():
             for index in track(range(count), "evaluating", console=out, transient=True, disable=not out.is_terminal):
-                batch, _ = read.at(index)
-                yield jax.device_put(batch, place), target_bytes(batch.targets, batch.weights, token_bytes)
+                batch, digest = read.at(index)
+                placed = index, digest, jax.device_put(batch, place)
+                yield placed, target_bytes(batch.targets, batch.weights, token_bytes)
 
         values = evaluate(sums_of, run.params, placed())
     where = {
@@ -56,6 +73,29 @@ def evaluate_run(folder: Path, step: int | None, sources: tuple[str, ...], split
         "split": None if sources else split,
     }
     print(json.dumps(where | values))
+
+
+def _evaluator(run: OpenRun, router: RouterIntervention) -> Callable[[Any, Any], language_model.Sums]:
+    """Return sums_of(params, (number, hash, batch)), which also records or replays routing decisions where asked."""
+
+    @jax.jit
+    def program(params: Any, batch: Batch, replayed: Any) -> language_model.Sums:
+        edit = make_edit(router, run.model, batch.tokens, replayed=replayed)
+        layout, record = run.experiment.layout, bool(router.record)
+        return language_model.loss(params, batch, run.model, layout, edit=edit, record=record)[1]
+
+    def sums_of(params: Any, numbered: tuple[int, str, Batch]) -> language_model.Sums:
+        index, digest, batch = numbered
+        replayed = None
+        if router.replay:
+            shape = decisions.shape_of(run.model, *batch.tokens.shape)
+            replayed = decisions.read_experts(Path(router.replay), index, digest, shape)
+        sums = program(params, batch, replayed)
+        if router.record:
+            decisions.write_decisions(Path(router.record), index, jax.device_get(sums.decisions), digest)
+        return sums._replace(decisions=None)
+
+    return sums_of
 
 
 def own_tokenizer(experiment: Experiment, folder: Path) -> TokenizerConfig:

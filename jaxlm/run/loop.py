@@ -19,8 +19,9 @@ from jaxlm.errors import JaxlmError
 from jaxlm.eval.language_model import summarize
 from jaxlm.experiment import Experiment, GuardConfig, check_devices
 from jaxlm.layout import make_mesh
-from jaxlm.run import directory, display, report
+from jaxlm.run import decisions, directory, display, report
 from jaxlm.run.metrics import MetricsLog
+from jaxlm.run.router_report import draw_routers
 from jaxlm.run.setup import Setup, compile_step, describe_checkpoint, make_validate, restore_or_begin, set_up
 from jaxlm.train.checkpoint import CheckpointWriter
 from jaxlm.train.step import TrainState
@@ -81,6 +82,8 @@ def _run(setup: Setup, folder: Path, out: Any) -> list[dict[str, Any]]:
         else:
             samples = report.write_samples(setup, state.params)
             report.draw_curves(log.rows, folder / "curves.png", experiment.name)
+            if setup.model.moe_layers:
+                draw_routers(log.rows, setup.model.moe_layers, folder / "routers.png", experiment.name)
             report.write_summary(setup, log.rows, samples, folder, out)
     finally:
         log.close()
@@ -96,14 +99,18 @@ def _take_steps(
     validate, step_program = make_validate(setup), None
     progress = display.TrainingDisplay(out, first, experiment.steps)
     feed = prefetch(setup.batches("train"), first, experiment.steps)
-    pending: deque[tuple[int, dict[str, Any], dict[str, jax.Array]]] = deque()
+    pending: deque[tuple[int, dict[str, Any], dict[str, Any]]] = deque()
     since = time.monotonic()
 
     def settle(keep: int) -> None:
         nonlocal since
         while len(pending) > keep:
             step, facts, results = pending.popleft()
-            values = {name: float(value) for name, value in jax.device_get(results).items()}
+            results = jax.device_get(results)
+            if "decisions" in results:
+                decided = results.pop("decisions")
+                decisions.write_decisions(Path(experiment.router.record), step, decided, facts["batch_hash"])
+            values = {name: value.tolist() for name, value in results.items()}
             since, seconds = time.monotonic(), time.monotonic() - since
             row = log.write(step, "train", _row(setup, values, facts, seconds), keep=step % experiment.log.every == 0)
             progress.update(row, last=step + 1 == experiment.steps)
@@ -115,11 +122,11 @@ def _take_steps(
                 waiting = time.monotonic()
                 batch, digest = next(feed)
                 facts = {"batch_hash": digest, "bytes": setup.bytes_of(batch), "data_wait_seconds": time.monotonic() - waiting}
-                placed = setup.place(batch, experiment.accumulate)
+                inputs = setup.place(batch, experiment.accumulate), setup.place_replayed(step, digest)
                 if step_program is None:
-                    step_program = compile_step(setup, state, placed)
+                    step_program = compile_step(setup, state, inputs)
                     since = time.monotonic()
-                state, results = step_program(state, placed)
+                state, results = step_program(state, inputs)
                 pending.append((step, facts, results))
                 settle(keep=1)
                 done, stopping = step + 1, stop()

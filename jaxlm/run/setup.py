@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import optax
 
+from jaxlm import param
 from jaxlm.config import to_dict
 from jaxlm.data.mixture import Batches
 from jaxlm.data.packing import Batch
@@ -16,13 +17,15 @@ from jaxlm.data.prepare import Prepared
 from jaxlm.errors import CheckpointError, ConfigError
 from jaxlm.eval.language_model import evaluate, target_bytes
 from jaxlm.experiment import Experiment
-from jaxlm.model import flops, transformer
+from jaxlm.model import flops, moe, transformer
 from jaxlm.model.config import ModelConfig
+from jaxlm.model.intervention import freeze_routers, make_edit
 from jaxlm.objective import language_model
+from jaxlm.run import decisions, initial
 from jaxlm.run.directory import versions
 from jaxlm.train import checkpoint
 from jaxlm.train.optimizer import make_optimizer, schedule
-from jaxlm.train.step import TrainState, abstract_state, init_state, make_train_step
+from jaxlm.train.step import TrainState, abstract_state, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +61,19 @@ class Setup:
             return jax.device_put(batch, sharding)
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
+    def place_replayed(self, step: int, batch_hash: str) -> jax.Array | None:
+        """Return the recorded experts that a step is to follow, [mixture layers, B, L, K], placed as its batch is; or None."""
+        if not self.experiment.router.replay:
+            return None
+        rows, accumulate = self.experiment.batch_size, self.experiment.accumulate
+        shape = decisions.shape_of(self.model, rows, self.experiment.data.sequence_length)
+        experts = decisions.read_experts(Path(self.experiment.router.replay), step, batch_hash, shape)
+        spec = jax.P(None, *self.experiment.layout.spec("batch", None, None))
+        if accumulate > 1:
+            experts = np.moveaxis(experts.reshape(shape[0], accumulate, -1, *shape[2:]), 1, 0)
+            spec = jax.P(None, *spec)
+        return jax.device_put(experts, jax.sharding.NamedSharding(self.mesh, spec))
+
     def utilisation(self, tokens_per_second: float) -> float | None:
         """Return model FLOPs utilisation, where this device's peak is known."""
         peak = flops.peak_flops(self.mesh.devices.flat[0].device_kind)
@@ -75,6 +91,8 @@ def set_up(experiment: Experiment, prepared: Prepared, mesh: jax.sharding.Mesh) 
         )
     model = experiment.model.for_platform(mesh.devices.flat[0].platform)
     spec = transformer.spec(model)
+    if experiment.router.freeze:
+        spec = freeze_routers(spec)
     optimizer = make_optimizer(experiment.optimizer, experiment.steps, spec)
     return Setup(experiment, model, spec, optimizer, prepared, tokenizer.token_bytes(), mesh)
 
@@ -92,26 +110,38 @@ def restore_or_begin(setup: Setup, saves: Path, say: Callable[[str], None]) -> T
 
     found = checkpoint.newest_good(saves, load, lambda fault: say(f"[yellow]warning:[/] {fault}"))
     if found is None:
-        # One jitted draw, so that no device ever holds more than its own part.
-        return jax.jit(lambda: init_state(setup.spec, setup.optimizer, layout, setup.experiment.seed))()
+        return initial.begin(setup.experiment, setup.model, setup.spec, setup.optimizer, setup.mesh)
     for step in [s for s in checkpoint.saved_steps(saves) if s > found[0]]:
         say(f"moved checkpoint {step} to {checkpoint.set_aside(saves, step)}")
     return found[1]
 
 
-def compile_step(setup: Setup, state: TrainState, batch: Any) -> Callable[[TrainState, Any], tuple[TrainState, dict]]:
+def compile_step(setup: Setup, state: TrainState, inputs: Any) -> Callable[[TrainState, Any], tuple[TrainState, dict]]:
     """Compile the train step once, ahead of time, its state donated: another shape later is an error, not a recompilation."""
-    experiment = setup.experiment
+    step = make_step(setup.experiment, setup.model, setup.spec, setup.optimizer)
+    return jax.jit(step, donate_argnums=0).lower(state, inputs).compile()
 
-    def loss_of(params: Any, batch: Any, key: jax.Array) -> Any:
+
+def make_step(
+    experiment: Experiment, model: ModelConfig, spec: Any, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, Any], tuple[TrainState, dict]]:
+    """Return an experiment's step(state, (batch, replayed experts or None)), for the current mesh."""
+
+    def loss_of(params: Any, inputs: Any, key: jax.Array) -> Any:
+        batch, replayed = inputs
+        edit = make_edit(experiment.router, model, batch.tokens, jax.random.fold_in(key, 1), replayed)
         return language_model.loss(
-            params, batch, setup.model, experiment.layout, z_loss=experiment.z_loss, remat=experiment.remat,
-            dropout_key=key if setup.model.dropout else None,
+            param.fixed(params, spec), batch, model, experiment.layout, z_loss=experiment.z_loss, remat=experiment.remat,
+            key=key, edit=edit, record=bool(experiment.router.record),
         )  # fmt: skip
 
+    def after_update(params: Any, sums: language_model.Sums) -> Any:
+        if sums.router is None:
+            return params
+        return params.replace(blocks=moe.rebalance(params.blocks, sums.router.load, model))
+
     rate = schedule(experiment.optimizer, experiment.steps)
-    step = make_train_step(loss_of, setup.optimizer, rate, experiment.guard, experiment.accumulate)
-    return jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+    return make_train_step(loss_of, optimizer, rate, experiment.guard, experiment.accumulate, after_update)
 
 
 def make_validate(setup: Setup) -> Callable[[Any], dict[str, float]] | None:
@@ -120,7 +150,12 @@ def make_validate(setup: Setup) -> Callable[[Any], dict[str, float]] | None:
         return None
     batches = setup.batches("validation")
     count = min(setup.experiment.evaluation.batches or batches.num_batches, batches.num_batches)
-    sums_of = jax.jit(lambda params, batch: language_model.loss(params, batch, setup.model, setup.experiment.layout)[1])
+    router = dataclasses.replace(setup.experiment.router, replay="")
+
+    @jax.jit
+    def sums_of(params: Any, batch: Any) -> language_model.Sums:
+        edit = make_edit(router, setup.model, batch.tokens)
+        return language_model.loss(params, batch, setup.model, setup.experiment.layout, edit=edit)[1]
 
     def validate(params: Any) -> dict[str, float]:
         read = (batches.at(index)[0] for index in range(count))

@@ -1,5 +1,6 @@
 """The command line as a newcomer meets it: every mistake is caught before a device is touched, and says the fix."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 from jaxlm.cli import COMMANDS, main
 from jaxlm.errors import ConfigError
 from jaxlm.experiment import check_devices, load_experiment
+from jaxlm.model.moe_config import MoeConfig
 
 
 def run(capsys, *arguments):
@@ -47,6 +49,22 @@ MISTAKES = {
     "a missing file": (("--data.sources", "text:/no/such/book.txt"), "/no/such/book.txt"),
     "an unknown choice": (("--optimizer.kind", "adam"), "adamw"),
     "weights that do not fit": (("--data.weights", "1", "2"), "one each"),
+    "more visits than experts": (
+        ("--model.moe.num-experts", "4", "--model.moe.experts-per-token", "5"),
+        "--model.moe.experts-per-token 4",
+    ),
+    "gates that are always 1": (("--model.moe.num-experts", "4", "--model.moe.renormalize"), "--model.moe.no-renormalize"),
+    "less than a place": (
+        ("--model.moe.num-experts", "128", "--model.moe.capacity-factor", "1.0"),
+        "less than one: set it to 4 or more",
+    ),
+    "no place at all": (("--model.moe.num-experts", "4", "--model.moe.capacity-factor", "0"), "None to drop nothing"),
+    "experts that choose": (
+        ("--model.moe.num-experts", "4", "--model.moe.router", "expert_choice", "--model.moe.evaluation-capacity-factor", "1"),
+        "--model.moe.allow-leaks",
+    ),
+    "an intervention without routers": (("--router.random",), "--model.moe.num-experts"),
+    "an expert that is not there": (("--model.moe.num-experts", "4", "--router.knock-out", "4"), "the experts are 0 to 3"),
 }
 
 
@@ -77,6 +95,11 @@ def test_an_unwritable_run_directory(experiment_file, tmp_path, capsys, no_devic
 def test_a_batch_that_does_not_divide_over_the_mesh(experiment_file):
     with pytest.raises(ConfigError, match=r"8 rows do not divide over mesh.data = 16: set --batch-size 16"):
         check_devices(load_experiment(experiment_file), 16)
+    with pytest.raises(ConfigError, match=r"model.moe.num_experts = 6 cannot be split evenly over mesh.expert = 4.*divisor"):
+        sparse = dataclasses.replace(load_experiment(experiment_file).model, moe=MoeConfig(num_experts=6))
+        check_devices(
+            load_experiment(experiment_file).__class__(**_with_mesh(experiment_file, expert=4) | {"model": sparse}), 8
+        )
     with pytest.raises(ConfigError, match="does not make up the 8 devices"):
         check_devices(load_experiment(experiment_file).__class__(**_with_mesh(experiment_file, data=3)), 8)
 
