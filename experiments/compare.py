@@ -3,8 +3,8 @@
     python experiments/compare.py experiments/switch_vs_dense.py --seeds 3
 
 The file given defines arms(): a dict of names and experiments, the control first. A run lives in RUNS/DIGEST-SEED, after the
-digest of its configuration: a finished one is not repeated, an interrupted one continues, and comparisons share what is alike. The
-table goes to the screen, it and the curves to RUNS/FILE.md and RUNS/FILE.png.
+digest of its configuration: a finished one is not repeated, an interrupted one continues, and comparisons share what is alike.
+The table goes to the screen, it and the curves to RUNS/FILE.md and RUNS/FILE.png.
 
 An arm is compared with the control seed by seed (the same batches and order); intervals are Student's t over seeds, 95 %.
 """

@@ -134,6 +134,11 @@ class Experiment:
 
     def _check_places(self) -> None:
         moe = self.model.moe
+        if moe.router == "expert_choice" and self.sample.tokens:
+            raise ConfigError(
+                "sample.tokens asks for text, token by token, but in expert choice the experts choose from whole rows: "
+                "set --sample.tokens 0"
+            )
         for name in ("capacity_factor", "evaluation_capacity_factor"):
             factor, tokens = getattr(moe, name), moe.rows_per_group * self.data.sequence_length
             places = (factor or 0.0) * moe.experts_per_token * tokens / moe.num_experts

@@ -32,7 +32,7 @@ def target_bytes(targets: np.ndarray, weights: np.ndarray, token_bytes: np.ndarr
 
 
 def evaluate(sums_of: Callable[[Any, Any], Sums], params: Any, batches: Iterable[tuple[Any, int]]) -> dict[str, Any]:
-    """Return `summarize` over all batches, and what routers did; each comes placed on the mesh, with the bytes of its targets."""
+    """Return `summarize` over all batches, and what routers did; each is placed on the mesh and has its targets' bytes."""
     totals, num_bytes, router = np.zeros(3), 0, None
     for batch, bytes_here in batches:
         sums = jax.device_get(sums_of(params, batch))

@@ -1,5 +1,7 @@
 """A mixture-of-experts layer: its weights, and the way from a token to its experts and back."""
 
+import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -79,7 +81,9 @@ def moe(
     [B, L, E], `experts` [B, L, K] and `gates` [B, L, K], which are those of the experts as edited. The output of a token all
     of whose assignments were dropped is exactly zero: only the residual carries it.
     """
-    settings, E = config.moe, config.moe.num_experts
+    # Training's rows divide into groups; an evaluation's need not.
+    rows = math.gcd(config.moe.rows_per_group, x_BLD.shape[0])
+    settings, E = dataclasses.replace(config.moe, rows_per_group=rows), config.moe.num_experts
     router_keys, dropout_key = (None, None) if key is None else jax.random.split(key)
     logits_BLE, smooth_BLE = _logits(p, x_BLD, settings, router_keys)
     logits_BLE = edit("router_logits", layer, logits_BLE)
@@ -92,7 +96,7 @@ def moe(
     experts_BLK = jnp.where(real_BL[..., None], edit("experts", layer, experts_BLK), E)
     gates_BLK = routing.gates(scores_BLE, experts_BLK, renormalize=settings.renormalize, scale=settings.gate_scale)
     gates_BLK = edit("gates", layer, gates_BLK)
-    positions_BLK, kept_BLK = _queue(experts_BLK, gates_BLK, places, settings)
+    positions_BLK, kept_BLK = _queue(experts_BLK, jnp.max(scores_BLE, axis=-1), places, settings)
     statistics = routing.statistics(
         logits_BLE, probabilities_BLE, experts_BLK, gates_BLK, kept_BLK, real_BL,
         balance_over=settings.balance_over, smooth_load_BLE=smooth_BLE,
@@ -159,7 +163,8 @@ def _places(x_BLD: Array, settings: MoeConfig, *, training: bool) -> int | None:
     if factor is None:
         return None
     tokens = settings.rows_per_group * x_BLD.shape[1]
-    return routing.capacity(factor, settings.experts_per_token, tokens, settings.num_experts, settings.min_capacity)
+    places = routing.capacity(factor, settings.experts_per_token, tokens, settings.num_experts, settings.min_capacity)
+    return min(places, tokens)  # a token visits an expert once at most
 
 
 def _by_group(x_BL: Array, settings: MoeConfig) -> Array:
@@ -180,14 +185,14 @@ def _chosen_by_experts(probabilities_BLE: Array, real_BL: Array, places: int | N
     return jnp.where(chosen_BLE, jax.lax.broadcasted_iota(jnp.int32, chosen_BLE.shape, 2, out_sharding=jax.P(*spec)), E)
 
 
-def _queue(experts_BLK: Array, gates_BLK: Array, places: int | None, settings: MoeConfig) -> tuple[Array, Array]:
-    """Return each assignment's place in its expert's queue, and whether it gets one."""
+def _queue(experts_BLK: Array, best_BL: Array, places: int | None, settings: MoeConfig) -> tuple[Array, Array]:
+    """Return each assignment's place in its expert's queue, and whether it gets one; `best_BL` is a token's best score."""
     assigned = experts_BLK < settings.num_experts
     if places is None:
         return jnp.zeros_like(experts_BLK), assigned
     # An expert never chooses more tokens than it has places for.
     priority = "token" if settings.router == "expert_choice" else settings.priority
-    confidence = _by_group(jax.lax.stop_gradient(jnp.max(gates_BLK, axis=-1)), settings)
+    confidence = _by_group(jax.lax.stop_gradient(best_BL), settings)
     positions = routing.queue_positions(_by_group(experts_BLK, settings), settings.num_experts, priority, confidence)
     positions_BLK = jax.lax.reshape(positions, experts_BLK.shape, out_sharding=jax.typeof(experts_BLK).sharding)
     return positions_BLK, assigned & (positions_BLK < places)

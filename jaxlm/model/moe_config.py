@@ -48,10 +48,10 @@ class MoeConfig:
     min_capacity: Size = 4
     """The least that an expert takes of a group."""
     rows_per_group: Size = 1
-    """Rows of the batch whose tokens compete for an expert's places."""
+    """Rows of the batch whose tokens compete for an expert's places; in evaluation the most that also divide its batch."""
     priority: Literal["token", "choice", "confidence"] = "token"
     """Who gets a place: tokens in order with all their choices; all first choices before any second, which lets a later token
-    evict an earlier one; or tokens in order of their best gate, which looks ahead as well (arXiv:2106.05974)."""
+    evict an earlier one; or tokens in order of their best score, which looks ahead as well (arXiv:2106.05974)."""
 
     load_balancing_loss: Weight = 1e-2
     """Weight of E x sum over experts of (fraction of tokens) x (mean probability), before dropping."""

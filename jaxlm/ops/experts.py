@@ -66,8 +66,8 @@ def apply_experts(
             y = _where_experts_are(x, assigned, weights, activate, kernel, expert_axis if parts > 1 else None, spread)
         return jax.lax.psum(y, model_axis) if split_width else y
 
-    if mesh.size == 1:
-        # `shard_map` would add up the weights' gradients over the one device: a copy of them all.
+    if mesh.size == 1 and kernel == "loop":
+        # `shard_map` would add up the weights' gradients over the one device: a copy of them all. (`ragged_dot` needs it.)
         whole = jax.tree.map(lambda _: P(), (x_BLD, assigned, weights))
         return jax.reshard(local(*jax.reshard((x_BLD, assigned, weights), whole)), P(rows, None, None))
     run = jax.shard_map(

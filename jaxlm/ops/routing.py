@@ -41,7 +41,8 @@ def gates(scores_BLE: Array, experts_BLK: Array, *, renormalize: bool, scale: fl
     chosen = _one_hot(experts_BLK, scores_BLE.shape[-1])
     values = jnp.sum(jnp.where(chosen, scores_BLE[:, :, None, :], 0.0), axis=-1)
     if renormalize:
-        values = values / (jnp.sum(values, axis=-1, keepdims=True) + 1e-20)
+        # The bound keeps the gradient finite where all chosen sigmoid scores underflow.
+        values = values / jnp.maximum(jnp.sum(values, axis=-1, keepdims=True), 1e-12)
     return values * scale
 
 
