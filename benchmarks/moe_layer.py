@@ -36,6 +36,7 @@ import tyro
 from jax import Array
 from rich.console import Console
 from rich.table import Table
+from serving import serve
 
 from jaxlm.layout import Layout, make_mesh
 from jaxlm.model import layers, moe
@@ -126,19 +127,6 @@ class Bench:
             "program": f"jaxlm {self.kind}", "experts": self.experts,
             "versions": {"python": platform.python_version(), "jax": jax.__version__, "jaxlib": jaxlib.__version__},
         }  # fmt: skip
-
-
-def serve(bench: Bench) -> None:
-    """Answer `measure SECONDS` lines until standard input ends."""
-    print("ready", flush=True)
-    for line in sys.stdin:
-        match line.split():
-            case ["measure", seconds]:
-                print(json.dumps(bench.measure(float(seconds))), flush=True)
-            case ["quit"]:
-                return
-            case _:
-                sys.exit(f"expected `measure SECONDS` or `quit`, got: {line.strip()}")
 
 
 def columns(with_torch: bool) -> dict[str, str]:
@@ -244,7 +232,7 @@ def main() -> int:
     with jax.set_mesh(make_mesh({"data": 1, "model": 1}, jax.devices()[:1])):
         bench = Bench(arguments.only, arguments.experts)
         if arguments.serve:
-            serve(bench)
+            serve(bench.measure)
         else:
             print(json.dumps(bench.measure(arguments.seconds)))
     return 0

@@ -22,11 +22,11 @@ import json
 import math
 import platform
 import statistics
-import sys
 import time
 
 import torch
 import transformers
+from serving import serve
 from torch import nn
 from torch.nn import functional
 
@@ -127,15 +127,7 @@ def main() -> None:
     if not arguments.serve:
         print(json.dumps(bench.measure(arguments.seconds)), flush=True)
         return
-    print("ready", flush=True)
-    for line in sys.stdin:
-        match line.split():
-            case ["measure", seconds]:
-                print(json.dumps(bench.measure(float(seconds))), flush=True)
-            case ["quit"]:
-                return
-            case _:
-                sys.exit(f"expected `measure SECONDS` or `quit`, got: {line.strip()}")
+    serve(bench.measure)
 
 
 if __name__ == "__main__":

@@ -20,13 +20,13 @@ import json
 import math
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from serving import serve
 from torch import nn
 from torch.nn import functional
 
@@ -213,19 +213,6 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def serve(trainer: Trainer) -> None:
-    """Answer `measure SECONDS` lines until standard input ends."""
-    print("ready", flush=True)
-    for line in sys.stdin:
-        match line.split():
-            case ["measure", seconds]:
-                print(json.dumps(trainer.measure(float(seconds))), flush=True)
-            case ["quit"]:
-                return
-            case _:
-                sys.exit(f"expected `measure SECONDS` or `quit`, got: {line.strip()}")
-
-
 def main() -> None:
     """Warm up, then measure once or on request."""
     arguments = parse_arguments()
@@ -236,7 +223,7 @@ def main() -> None:
         for _ in range(WARM_STEPS):
             trainer.step()
         if arguments.serve:
-            serve(trainer)
+            serve(trainer.measure)
         else:
             print(json.dumps(trainer.measure(arguments.seconds)), flush=True)
 

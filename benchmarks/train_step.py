@@ -23,6 +23,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
+from serving import serve
 
 from jaxlm.data.packing import Batch
 from jaxlm.errors import ConfigError
@@ -227,15 +228,7 @@ def main() -> None:
         if arguments.json:
             arguments.json.write_text(json.dumps(found, indent=1) + "\n")
         return
-    print("ready", flush=True)
-    for line in sys.stdin:
-        match line.split():
-            case ["measure", seconds]:
-                print(json.dumps(trainer.measure(float(seconds))), flush=True)
-            case ["quit"]:
-                return
-            case _:
-                sys.exit(f"expected `measure SECONDS` or `quit`, got: {line.strip()}")
+    serve(trainer.measure)
 
 
 if __name__ == "__main__":
