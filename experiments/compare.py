@@ -6,6 +6,9 @@ The file given defines arms(): a dict of names and experiments, the control firs
 digest of its configuration: a finished one is not repeated, an interrupted one continues, and comparisons share what is alike.
 The table goes to the screen, it and the curves to RUNS/FILE.md and RUNS/FILE.png.
 
+With --time N nothing is trained: N steps of every arm are taken in turn, in one process, and their times printed. (The step
+times of the table are of runs one after the other, and say less.)
+
 An arm is compared with the control seed by seed (the same batches and order); intervals are Student's t over seeds, 95 %.
 """
 
@@ -16,6 +19,7 @@ import itertools
 import math
 import statistics
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -25,12 +29,41 @@ from rich.table import Table
 from scipy import stats
 
 from jaxlm.config import digest
+from jaxlm.data.prepare import prepare
 from jaxlm.errors import JaxlmError
 from jaxlm.experiment import Experiment
+from jaxlm.layout import make_mesh
 from jaxlm.run.display import quiet_libraries
+from jaxlm.run.initial import begin
 from jaxlm.run.loop import train
 from jaxlm.run.memory import keep_freed_memory
 from jaxlm.run.metrics import read_rows
+from jaxlm.run.setup import compile_step, set_up
+
+
+def time_arms(arms: dict[str, Experiment], steps: int) -> list[list[str]]:
+    """Return the lines of a table: milliseconds of a step of every arm, from steps taken in turn, and the control's over it."""
+    mesh = make_mesh({}, jax.devices()[:1])
+    times: dict[str, list[float]] = {arm: [] for arm in arms}
+    with jax.set_mesh(mesh):
+        running = {}
+        for arm, experiment in arms.items():
+            setup = set_up(experiment, prepare(experiment.data), mesh)
+            state = begin(experiment, setup.model, setup.spec, setup.optimizer, mesh)
+            inputs = setup.place(setup.batches("train").at(0)[0]), None
+            running[arm] = [compile_step(setup, state, inputs), state, inputs]
+        for turn in range(steps + 3):
+            for arm, (program, state, inputs) in running.items():
+                start = time.perf_counter()
+                running[arm][1], _ = jax.block_until_ready(program(state, inputs))
+                if turn >= 3:
+                    times[arm].append(time.perf_counter() - start)
+    control = times[next(iter(arms))]
+    lines = [["arm", "step ms", "least", f"{next(iter(arms))} over it"]]
+    for arm, taken in times.items():
+        ratio = statistics.median(c / t for c, t in zip(control, taken, strict=True))
+        lines.append([arm, f"{1000 * statistics.median(taken):.1f}", f"{1000 * min(taken):.1f}", f"{ratio:.2f}"])
+    return lines
 
 
 def run_folder(runs: Path, experiment: Experiment) -> Path:
@@ -139,6 +172,7 @@ def main() -> int:
     parser.add_argument("file", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", type=Path, default=Path("runs/comparisons"))
+    parser.add_argument("--time", type=int, default=0, metavar="N", help="take N steps of every arm in turn, and train nothing")
     arguments = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", 1)
     quiet_libraries()
@@ -148,22 +182,30 @@ def main() -> int:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     try:
+        if arguments.time:
+            show(time_arms(module.arms(), arguments.time), f"{arguments.file.stem}: {arguments.time} steps of each arm in turn")
+            return 0
         rows = run_arms(module.arms(), arguments.seeds, arguments.runs)
     except JaxlmError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return 2
     lines = tabulate(rows)
-    table = Table(title=f"{arguments.file.stem}, {arguments.seeds} seeds")
-    for name in lines[0]:
-        table.add_column(name, justify="left" if name == "arm" else "right")
-    for line in lines[1:]:
-        table.add_row(*line)
-    Console(width=200).print(table)
+    show(lines, f"{arguments.file.stem}, {arguments.seeds} seeds")
     text = ["| " + " | ".join(line) + " |" for line in lines]
     text.insert(1, "|---|" + "---:|" * (len(lines[0]) - 1))
     (arguments.runs / f"{arguments.file.stem}.md").write_text("\n".join(text) + "\n")
     draw(rows, arguments.runs / f"{arguments.file.stem}.png", arguments.file.stem)
     return 0
+
+
+def show(lines: list[list[str]], title: str) -> None:
+    """Print a table whose first line is its heading."""
+    table = Table(title=title)
+    for name in lines[0]:
+        table.add_column(name, justify="left" if name == "arm" else "right")
+    for line in lines[1:]:
+        table.add_row(*line)
+    Console(width=200).print(table)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from jaxlm.experiment import Experiment
 
 def experiment() -> Experiment:
     """Eight experts, dropless, with the load-balancing loss."""
-    return with_moe(switch(), capacity_factor=None)
+    return switch()
 
 
 def arms() -> dict[str, Experiment]:

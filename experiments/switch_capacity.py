@@ -15,8 +15,8 @@ from jaxlm.experiment import Experiment
 
 
 def experiment() -> Experiment:
-    """Eight experts, capacity factor 1.25."""
-    return switch()
+    """Eight experts, capacity factor 1.25, all rows of the batch one group."""
+    return with_moe(switch(), capacity_factor=1.25)
 
 
 def arms() -> dict[str, Experiment]:

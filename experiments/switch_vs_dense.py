@@ -22,14 +22,14 @@ from jaxlm.train.optimizer import OptimizerConfig
 
 
 def experiment() -> Experiment:
-    """Eight experts in every second layer."""
+    """Eight experts in every second layer, dropless: exactly the dense model's work for every token."""
     return Experiment(
         name="switch",
         steps=500,
         batch_size=8,
         model=ModelConfig(
             vocab_size=2048, num_layers=4, hidden_size=128, num_heads=4, intermediate_size=512, max_length=128,
-            activation="relu", moe=MoeConfig(num_experts=8, every=2, rows_per_group=8),
+            activation="relu", moe=MoeConfig(num_experts=8, every=2, capacity_factor=None, rows_per_group=8),
         ),
         data=DataConfig(sources=("stdlib",), tokenizer=TokenizerConfig(kind="bpe", vocab_size=2048), sequence_length=128),
         optimizer=OptimizerConfig(learning_rate=3e-3, schedule="inverse_sqrt", warmup_steps=50),

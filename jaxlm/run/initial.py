@@ -8,13 +8,14 @@ import jax
 import optax
 
 from jaxlm import param
-from jaxlm.config import from_dict
-from jaxlm.errors import CheckpointError, ConfigError
+from jaxlm.errors import CheckpointError
 from jaxlm.experiment import Experiment
 from jaxlm.model import transformer
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.upcycle import check_upcycling, upcycle
+from jaxlm.run import display
 from jaxlm.run.directory import CHECKPOINTS
+from jaxlm.run.open import described, read_params
 from jaxlm.train import checkpoint
 from jaxlm.train.step import TrainState, init_state
 
@@ -31,27 +32,26 @@ def begin(
 
 
 def _from_run(folder: Path, experiment: Experiment, model: ModelConfig, mesh: jax.sharding.Mesh) -> Any:
-    """Return the parameters of a run's newest checkpoint, made into the experiment's model."""
+    """Return the parameters of a run's newest readable checkpoint, made into the experiment's model."""
     saves = folder / CHECKPOINTS
-    steps = checkpoint.saved_steps(saves)
-    if not steps:
+
+    def load(step: int) -> Any:
+        _, found = described(saves, step, mesh)
+        same = _shapes(found) == _shapes(model)
+        if not same or dataclasses.replace(found, moe=model.moe) != model:
+            check_upcycling(found, model)
+        params = read_params(saves, step, found, experiment.layout, mesh)
+        if same:
+            return params
+        key = jax.random.fold_in(jax.random.key(experiment.seed), 0)
+        return jax.jit(lambda dense: upcycle(dense, found, model, experiment.layout, key))(params)
+
+    out = display.console()
+    newest = checkpoint.newest_good(saves, load, lambda fault: out.print(f"[yellow]warning:[/] {fault}"))
+    if newest is None:
         raise CheckpointError(f"init_from = {folder}: there is no checkpoint in {saves}")
-    try:
-        described = from_dict(Experiment, checkpoint.description(saves, steps[-1])["experiment"])
-    except (KeyError, ConfigError) as fault:
-        raise CheckpointError(f"checkpoint {saves / str(steps[-1])} describes no model of this version: {fault}") from fault
-    found = described.model.for_platform(mesh.devices.flat[0].platform)
-    same = dataclasses.replace(found, moe=model.moe) == model and parts(found) == parts(model)
-    if not same:
-        check_upcycling(found, model)
-    abstract = param.abstract(transformer.spec(found), experiment.layout, mesh)
-    params = checkpoint.read(saves, steps[-1], {"params": abstract})["params"]
-    if same:
-        return params
-    key = jax.random.fold_in(jax.random.key(experiment.seed), 0)
-    return jax.jit(lambda dense: upcycle(dense, found, model, experiment.layout, key))(params)
+    return newest[1]
 
 
-def parts(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every parameter, by name."""
+def _shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {name: leaf.shape for name, leaf in param.named_leaves(transformer.spec(model)).items()}

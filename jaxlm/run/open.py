@@ -13,7 +13,7 @@ from jaxlm.config import from_dict
 from jaxlm.data.tokenizer import Tokenizer, load_tokenizer
 from jaxlm.errors import CheckpointError, ConfigError
 from jaxlm.experiment import Experiment
-from jaxlm.layout import make_mesh
+from jaxlm.layout import Layout, make_mesh
 from jaxlm.model import transformer
 from jaxlm.model.config import ModelConfig
 from jaxlm.run import display
@@ -34,6 +34,22 @@ class OpenRun:
     mesh: jax.sharding.Mesh
 
 
+def described(saves: Path, step: int, mesh: jax.sharding.Mesh) -> tuple[Experiment, ModelConfig]:
+    """Return what a checkpoint says it is of, its model settled for this mesh; CheckpointError where it says nothing known."""
+    description = checkpoint.description(saves, step)
+    try:
+        experiment = from_dict(Experiment, description["experiment"])
+    except (KeyError, ConfigError) as fault:
+        raise CheckpointError(f"checkpoint {saves / str(step)} describes no model of this version: {fault}") from fault
+    return experiment, experiment.model.for_platform(mesh.devices.flat[0].platform)
+
+
+def read_params(saves: Path, step: int, model: ModelConfig, layout: Layout, mesh: jax.sharding.Mesh) -> Any:
+    """Return a checkpoint's parameters alone, placed on this mesh."""
+    abstract = param.abstract(transformer.spec(model), layout, mesh)
+    return checkpoint.read(saves, step, {"params": abstract})["params"]
+
+
 @contextmanager
 def opened(folder: Path, step: int | None = None) -> Iterator[OpenRun]:
     """Open a run at `step` (None: its newest readable checkpoint) on one device, its mesh current inside the `with`.
@@ -51,14 +67,8 @@ def opened(folder: Path, step: int | None = None) -> Iterator[OpenRun]:
     mesh = make_mesh({}, jax.devices()[:1])
 
     def load(step: int) -> tuple[Experiment, ModelConfig, Any]:
-        description = checkpoint.description(saves, step)
-        try:
-            experiment = from_dict(Experiment, description["experiment"])
-        except (KeyError, ConfigError) as fault:
-            raise CheckpointError(f"checkpoint {saves / str(step)} describes no model of this version: {fault}") from fault
-        model = experiment.model.for_platform(mesh.devices.flat[0].platform)
-        abstract = param.abstract(transformer.spec(model), experiment.layout, mesh)
-        return experiment, model, checkpoint.read(saves, step, {"params": abstract})["params"]
+        experiment, model = described(saves, step, mesh)
+        return experiment, model, read_params(saves, step, model, experiment.layout, mesh)
 
     out = display.console()
     with jax.set_mesh(mesh):
