@@ -10,9 +10,11 @@ import optax
 import pytest
 from models import batch_of, placed, tiny
 
+from jaxlm import param
 from jaxlm.errors import ConfigError
 from jaxlm.layout import Layout, make_mesh
 from jaxlm.model import transformer
+from jaxlm.model.moe_config import MoeConfig
 from jaxlm.objective import language_model
 from jaxlm.train.optimizer import OptimizerConfig, make_optimizer, schedule
 from jaxlm.train.step import Guard, GuardConfig, abstract_state, init_state, judge, make_train_step
@@ -105,6 +107,19 @@ def test_adamw_is_the_papers():
         scale -= 0.1 * move  # norms are not decayed
     np.testing.assert_allclose(params.embed[0, 0], weight, rtol=1e-5)
     np.testing.assert_allclose(params.final_norm.scale, scale, rtol=1e-5)
+
+
+def test_muon_moves_experts_alike_on_a_mesh_that_splits_them():
+    spec = transformer.spec(tiny(num_layers=1, moe=MoeConfig(num_experts=4)))
+    optimizer = make_optimizer(OptimizerConfig(kind="muon", learning_rate=1e-2), 10, spec)
+    moved = []
+    for shape in ({}, {"data": 2, "expert": 2, "model": 2}):
+        with jax.set_mesh(make_mesh(shape, jax.devices()[: 8 if shape else 1])):
+            params = jax.jit(lambda: param.initialize(spec, jax.random.key(0), Layout()))()
+            updates = jax.jit(lambda p: optimizer.update(p, optimizer.init(p), p)[0])(params)
+            moved.append(jax.device_get(updates))
+    assert_near(moved[1], moved[0])
+    assert np.abs(moved[0].blocks[0].moe.experts.up).max() > 1e-4
 
 
 def test_bad_steps_change_nothing_and_are_counted():
