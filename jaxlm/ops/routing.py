@@ -107,7 +107,7 @@ def _positions_in_order(experts_GN: Array) -> Array:
     index = jax.lax.broadcasted_iota(jnp.int32, experts_GN.shape, 1, out_sharding=jax.typeof(experts_GN).sharding)
     ordered, origin = jax.lax.sort((experts_GN, index), dimension=1, num_keys=1, is_stable=True)
     starts = jnp.where(ordered[:, 1:] != ordered[:, :-1], index[:, 1:], 0)
-    begun = jax.lax.cummax(jnp.concatenate([jnp.zeros_like(index[:, :1]), starts], axis=1), axis=1)
+    begun = jax.lax.cummax(jax.lax.pad(starts, jnp.int32(0), ((0, 0, 0), (1, 0, 0))), axis=1)
     return jax.lax.sort((origin, index - begun), dimension=1, num_keys=1)[1]
 
 
