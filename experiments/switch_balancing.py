@@ -6,6 +6,20 @@ jaxlm show experiments/switch_balancing.py:pod --devices 512
 
 Claim: without any, the router collapses onto few experts (arXiv:1701.06538, table 6); each of the others prevents it.
 Dropless, so that what an unbalanced router costs is its own doing and not the dropped tokens'.
+
+Result (8 experts in 2 of 4 layers, 0.5M tokens, 3 seeds; differences from the Switch loss at the same seed, intervals 95 %;
+load variation and busiest expert over the whole run, dead experts a layer at its end):
+
+    arm                       validation loss      load CV          busiest / mean    dead
+    Switch loss               (4.493)              0.64 ± 0.05      2.2 ± 0.1         0
+    none                      +0.030 ± 0.068       1.13 ± 0.12      3.4 ± 0.6         0.3
+    Switch loss and z-loss    +0.013 ± 0.036       0.65 ± 0.04      2.2 ± 0.1         0
+    importance CV^2 (0.1)     +0.050 ± 0.114       0.91 ± 0.48      2.6 ± 0.6         1.0
+    sigmoid and bias (0.01)   +0.006 ± 0.105       0.51 ± 0.09      2.0 ± 0.2         0
+
+Without any the load stays twice as uneven and here and there an expert dies, but the router does not collapse within 500 steps.
+With the CV^2 of importance one seed sent all to a single expert for fifty steps, and two or three experts of eight stayed dead.
+The bias balances best. No difference in loss shows at this size.
 """
 
 from switch_vs_dense import experiment as switch
@@ -17,7 +31,7 @@ from jaxlm.experiment import Experiment
 
 def experiment() -> Experiment:
     """Eight experts, dropless, with the load-balancing loss."""
-    return switch()
+    return with_moe(switch(), capacity_factor=None)
 
 
 def arms() -> dict[str, Experiment]:

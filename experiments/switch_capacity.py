@@ -5,6 +5,17 @@ python experiments/compare.py experiments/switch_capacity.py      # every arm, t
 jaxlm show experiments/switch_capacity.py:pod --devices 512
 
 Claim (arXiv:2101.03961, table 1): more places drop fewer tokens and cost time, while quality moves by 0.008 nats at most.
+
+Result (8 experts in 2 of 4 layers, 0.5M tokens, 3 seeds; loss minus that of factor 1.25 at the same seed, intervals 95 %):
+
+    arm              validation loss      dropped in training
+    capacity 1.0     -0.002 ± 0.011       26.4 ± 1.6 %
+    capacity 1.25    (4.505)              17.1 ± 2.9 %
+    capacity 2.0     +0.007 ± 0.054        5.8 ± 1.3 %
+    dropless         -0.012 ± 0.028        0
+
+Drops fall as they should and no difference in loss shows, as in the paper. Time does not rise with places on a CPU, where the
+loop over experts computes the tokens that are there and not the places (docs/results.md).
 """
 
 from switch_vs_dense import experiment as switch
@@ -15,8 +26,8 @@ from jaxlm.experiment import Experiment
 
 
 def experiment() -> Experiment:
-    """Eight experts, capacity factor 1.25, all rows of the batch one group."""
-    return with_moe(switch(), capacity_factor=1.25)
+    """Eight experts, capacity factor 1.25."""
+    return switch()
 
 
 def arms() -> dict[str, Experiment]:

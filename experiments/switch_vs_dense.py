@@ -5,8 +5,19 @@ python experiments/compare.py experiments/switch_vs_dense.py      # every arm, t
 jaxlm show experiments/switch_vs_dense.py:pod --devices 512       # the same at Switch-Base's shape
 
 Claim (arXiv:2101.03961, figures 1 and 6): at equal FLOPs a token and equal steps, loss falls with the number of experts; 64
-experts reach T5-Base's final loss in a seventh of the steps. Here one token in 0.8M parameters, half a million tokens: what
-can be expected is the order of the arms and a speed-up above 1, not its size.
+experts reach T5-Base's final loss in a seventh of the steps.
+
+Result (1.05M active parameters, 0.5M tokens of Python, 3 seeds, differences from the dense model of the same seed, 95 %):
+
+    arm          validation loss         speed-up in steps    dropped in training
+    2 experts    -0.034 ± 0.020          1.05 ± 0.04           2.4 %
+    4 experts    -0.033 ± 0.055          1.05 ± 0.07           8.5 %
+    8 experts    -0.041 ± 0.052          1.08 ± 0.10          17.1 %
+    16 experts   -0.038 ± 0.049          1.07 ± 0.09          28.3 %
+
+Every arm of every seed ends below the dense model of that seed, which supports the first half of the claim; more than two
+experts gain nothing that shows. In so short a run places are the bottleneck: with 16 experts a quarter of the tokens is dropped
+while the router still learns to spread its load (switch_capacity.py has 8 experts without a limit).
 """
 
 import dataclasses
@@ -22,14 +33,14 @@ from jaxlm.train.optimizer import OptimizerConfig
 
 
 def experiment() -> Experiment:
-    """Eight experts in every second layer, dropless: exactly the dense model's work for every token."""
+    """Eight experts in every second layer, capacity factor 1.25, all rows of the batch one group."""
     return Experiment(
         name="switch",
         steps=500,
         batch_size=8,
         model=ModelConfig(
             vocab_size=2048, num_layers=4, hidden_size=128, num_heads=4, intermediate_size=512, max_length=128,
-            activation="relu", moe=MoeConfig(num_experts=8, every=2, capacity_factor=None, rows_per_group=8),
+            activation="relu", moe=MoeConfig(num_experts=8, every=2, rows_per_group=8),
         ),
         data=DataConfig(sources=("stdlib",), tokenizer=TokenizerConfig(kind="bpe", vocab_size=2048), sequence_length=128),
         optimizer=OptimizerConfig(learning_rate=3e-3, schedule="inverse_sqrt", warmup_steps=50),
