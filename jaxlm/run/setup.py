@@ -129,7 +129,9 @@ def make_step(
 
     def loss_of(params: Any, inputs: Any, key: jax.Array) -> Any:
         batch, replayed = inputs
-        edit = make_edit(experiment.router, model, batch.tokens, jax.random.fold_in(key, 1), replayed)
+        # Layers draw from the numbers below num_layers, the embedding from num_layers itself.
+        router_key = jax.random.fold_in(key, model.num_layers + 1)
+        edit = make_edit(experiment.router, model, batch.tokens, router_key, replayed)
         return language_model.loss(
             param.fixed(params, spec), batch, model, experiment.layout, z_loss=experiment.z_loss, remat=experiment.remat,
             key=key, edit=edit, record=bool(experiment.router.record),
