@@ -26,7 +26,8 @@ class Range:
 def config(cls: type[Config]) -> type[Config]:
     """Make `cls` a frozen, keyword-only dataclass whose constructor checks names, types and ranges.
 
-    A method `check(self)`, where there is one, then tests what concerns several fields at once. All faults are
+    A method `check(self)`, where there is one, then tests what concerns several fields at once; a class method `from_text`
+    makes a word stand for a value where another configuration has the class as a field. All faults are
     `ConfigError`s that name the field, what was given and what would be right.
     """
     cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
@@ -87,6 +88,8 @@ def _conform(value: Any, hint: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         if isinstance(value, Mapping):
             return from_dict(hint, value)
+        if isinstance(value, str) and hasattr(hint, "from_text"):
+            return hint.from_text(value)
         if not isinstance(value, hint):
             raise ConfigError(f"{where} = {value!r} must be a {hint.__name__}(...)")
         return value

@@ -20,6 +20,14 @@ class CheckpointError(JaxlmError):
     """A run directory or checkpoint that cannot be read, written or continued."""
 
 
+class PlanError(JaxlmError):
+    """A plan that cannot be made: no compiler for the devices, or one that fails on the step."""
+
+
+class LaunchError(JaxlmError):
+    """A job that cannot be started, followed or stopped, or that ended before its run was done."""
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the known name nearest to `name`, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

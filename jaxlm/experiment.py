@@ -1,19 +1,24 @@
 """An experiment: everything that decides a run's result, in one frozen value, from one Python file."""
 
 import importlib.util
+import json
 import math
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from jaxlm.config import Range, config, difference
+from jaxlm.config import Range, config, difference, from_dict, to_dict
 from jaxlm.data.prepare import DataConfig
 from jaxlm.errors import ConfigError, JaxlmError, suggest
+from jaxlm.hardware import Chip
 from jaxlm.layout import Layout, MeshConfig
 from jaxlm.model import transformer
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.intervention import RouterIntervention
+from jaxlm.param import check_layout, name_axes
+from jaxlm.train import arrange
 from jaxlm.train.optimizer import OptimizerConfig, schedule
 from jaxlm.train.step import GuardConfig
 
@@ -166,38 +171,97 @@ def changed_fields(saved: Experiment, asked: Experiment) -> list[tuple[str, obje
     return [entry for entry in difference(saved, asked) if not entry[0].startswith(FREE_FIELDS)]
 
 
-def check_devices(experiment: Experiment, num_devices: int) -> dict[str, int]:
+def check_devices(experiment: Experiment, num_devices: int, chip: Chip | None = None, slices: int = 1) -> dict[str, int]:
     """Return the mesh's shape over this many devices, or raise ConfigError where model or batch do not divide over it."""
-    from jaxlm.param import check_layout
+    return settle_mesh(experiment, num_devices, chip, slices).shape
 
-    shape = experiment.mesh.shape(num_devices)
+
+def settle_mesh(experiment: Experiment, num_devices: int, chip: Chip | None = None, slices: int = 1) -> arrange.Choice:
+    """Return the mesh's shape and, where it was left to be chosen (`mesh.auto`), the reasons.
+
+    `chip` is what the devices are, None where that is not known or they are a processor's; `slices` how many slices they form.
+    Raises ConfigError where model or batch do not divide over the mesh.
+    """
+    if not experiment.mesh.auto:
+        shape = experiment.mesh.shape(num_devices)
+        check_shape(experiment, shape)
+        return arrange.Choice(shape, ())
+    work = work_of(experiment, chip)
+    return arrange.choose(work, experiment.mesh, num_devices, lambda shape: check_shape(experiment, shape), chip, slices)
+
+
+def work_of(experiment: Experiment, chip: Chip | None) -> arrange.Work:
+    """Return what a step of the experiment computes on devices of this kind (None: a processor's)."""
+    platform = "cpu" if chip is None else "tpu" if chip.is_tpu else "gpu"
+    return arrange.Work(
+        model=experiment.model.for_platform(platform), layout=experiment.layout,
+        rows=experiment.batch_size // experiment.accumulate, length=experiment.data.sequence_length,
+        accumulate=experiment.accumulate, optimizer=experiment.optimizer.kind, remat=experiment.remat,
+    )  # fmt: skip
+
+
+def check_shape(experiment: Experiment, shape: Mapping[str, int]) -> None:
+    """Raise ConfigError where the model or a batch does not divide over a mesh of this shape."""
     check_layout(transformer.spec(experiment.model), experiment.layout, shape)
-    ways = experiment.layout.ways("batch", shape)
+    ways, parts = experiment.layout.ways("batch", shape), experiment.layout.ways("length", shape)
+    length = experiment.data.sequence_length
+    if length % parts:
+        fits = [n for n in range(1, parts + 1) if math.gcd(length, parts) % n == 0][-3:]
+        raise ConfigError(
+            f"data.sequence_length = {length} cannot be split evenly over mesh.context = {parts}: set --mesh.context to a "
+            f"divisor such as {', '.join(map(str, fits))}, or --data.sequence-length {max(1, round(length / parts)) * parts}"
+        )
     unit = ways * experiment.model.moe.rows_per_group
     rows = experiment.batch_size // experiment.accumulate
     if rows % unit:
-        over = " x ".join(f"mesh.{axis}" for axis in ("data", "expert") if shape[axis] > 1) or "mesh.data"
+        over = name_axes(experiment.layout.spec("batch")[0], shape) or "mesh.data"
         groups = f" in groups of {experiment.model.moe.rows_per_group}" if unit > ways else ""
         raise ConfigError(
             f"batch_size / accumulate = {rows} rows{groups} do not divide over {over} = {ways}: "
             f"set --batch-size {max(unit, round(rows / unit) * unit) * experiment.accumulate}"
         )
-    return shape
+
+
+def apply_overrides(experiment: Experiment, path: Path) -> Experiment:
+    """Return the experiment with the fields that a JSON file names changed, nested as in a run's config.json.
+
+    Raises ConfigError, with the file, for one that cannot be read, for fields that do not exist and values that do not suit.
+    """
+    try:
+        changes = json.loads(path.read_text())
+        return from_dict(Experiment, _merge(to_dict(experiment), changes))
+    except (OSError, ValueError) as fault:
+        raise ConfigError(f"--overrides {path} cannot be read as JSON: {fault}") from fault
+    except ConfigError as fault:
+        raise ConfigError(f"--overrides {path}: {fault}") from fault
+
+
+def _merge(fields: Any, changes: Any) -> Any:
+    if not (isinstance(fields, dict) and isinstance(changes, dict)):
+        return changes
+    return fields | {name: _merge(fields.get(name), change) for name, change in changes.items()}
 
 
 def load_experiment(path: Path) -> Experiment:
     """Run an experiment file and return what its `experiment()` returns; every fault is a ConfigError with its place.
 
-    `FILE.py:NAME` calls another function of the file, for example a variant of the same experiment for a pod.
+    `FILE.py:NAME` calls another function of the file, for example a variant of the same experiment for a pod. A `.json` file
+    is a resolved configuration, as a run directory holds it; nothing is run.
     """
+    if path.suffix == ".json" and path.is_file():
+        return _load_resolved(path)
     name = "experiment"
     if not path.is_file() and ".py:" in path.name:
         file, name = path.name.rsplit(":", 1)
         path = path.with_name(file)
     if not path.is_file():
-        near = [p for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        near = [p for p in path.parent.iterdir() if p.suffix in (".py", ".json")] if path.parent.is_dir() else []
         raise ConfigError(f"no experiment file {path}.{suggest(path.name, [p.name for p in near])}")
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    if module_spec is None:
+        raise ConfigError(
+            f"{path} is no experiment: give a .py file that defines experiment(), or a resolved .json configuration"
+        )
     module = importlib.util.module_from_spec(module_spec)
     sys.path.insert(0, str(path.parent.absolute()))  # experiments build on their neighbours
     try:
@@ -215,6 +279,17 @@ def load_experiment(path: Path) -> Experiment:
     if not isinstance(found, Experiment):
         raise ConfigError(f"{name}() in {path} returned a {type(found).__name__}, not an Experiment")
     return found
+
+
+def _load_resolved(path: Path) -> Experiment:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as fault:
+        raise ConfigError(f"{path} cannot be read as JSON: {fault}") from fault
+    try:
+        return from_dict(Experiment, values)
+    except ConfigError as fault:
+        raise ConfigError(f"{path} is not a configuration of this version of jaxlm: {fault}") from fault
 
 
 def _line(fault: BaseException, path: Path) -> str:

@@ -5,25 +5,35 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from jaxlm.config import Range, config
 from jaxlm.errors import ConfigError
 
-MESH_AXES = ("data", "expert", "model")
-MeshAxis = Literal["data", "expert", "model"] | None
+MESH_AXES = ("replica", "data", "expert", "context", "model")
+MeshAxis = Literal["replica", "data", "expert", "context", "model"] | None
+
+# What is split over `data` takes these axes along, wherever the same array does not use them already: rows of a batch go to
+# every device that computes different ones, the width of weights to every device that can quickly gather them (not across
+# replicas, whose network is slow).
+ROWS_OVER = ("replica", "data", "expert")
+WEIGHTS_OVER = ("data", "expert", "context")
 
 
 @config
 class Layout:
     """The mesh axis over which each logical axis of a weight or an activation is split (none: kept whole).
 
-    Devices along `expert` hold different experts; to all else they are more of `data`: what is split over `data` is split
-    over `expert` too, unless the same array is split over it already (an expert's weights).
+    Devices along `expert` hold different experts, along `context` different parts of a row, along `replica` the same weights
+    as their neighbours. To all else they are more of `data`: rows are split over `replica`, `data` and `expert`, weights over
+    `data`, `expert` and `context`, less what the same array is split over already (an expert's weights over `expert`).
     """
 
     batch: MeshAxis = "data"
     """Rows of a batch."""
+    length: MeshAxis = "context"
+    """Tokens of a row: each device holds a stretch of every row, and attention gathers the keys of the others."""
     embed: MeshAxis = "data"
     """The model width of every weight: split, parameters and optimizer state are fully sharded (FSDP)."""
     heads: MeshAxis = "model"
@@ -40,8 +50,14 @@ class Layout:
     def spec(self, *axes: str | None) -> PartitionSpec:
         """Return the PartitionSpec of an array whose dimensions carry these logical names (None: whole)."""
         wanted = [getattr(self, axis) if axis else None for axis in axes]
-        data = "data" if "expert" in wanted else ("data", "expert")
-        return PartitionSpec(*(data if mesh_axis == "data" else mesh_axis for mesh_axis in wanted))
+
+        def entry(axis: str | None, mesh_axis: MeshAxis) -> str | tuple[str, ...] | None:
+            if mesh_axis != "data":
+                return mesh_axis
+            over = ROWS_OVER if axis == "batch" else WEIGHTS_OVER
+            return tuple(name for name in over if name == "data" or name not in wanted)
+
+        return PartitionSpec(*(entry(axis, mesh_axis) for axis, mesh_axis in zip(axes, wanted, strict=True)))
 
     def ways(self, axis: str, mesh_shape: Mapping[str, int]) -> int:
         """Return into how many parts a logical axis by itself is split."""
@@ -58,31 +74,59 @@ def ways(entry: str | tuple[str, ...] | None, mesh_shape: Mapping[str, int]) -> 
 class MeshConfig:
     """The shape of the mesh over the devices of the run."""
 
+    auto: bool = False
+    """Choose the sizes below from model, batch and devices, and say why (`mesh="auto"` in a file); those set to other than
+    their default are kept."""
+    replica: Annotated[int, Range(1)] = 1
+    """Copies of all weights, each with rows of its own: one a slice, for then only gradients cross the network between slices."""
     data: Annotated[int, Range(0)] = 0
     """Devices along `data` (rows of the batch and FSDP); 0 takes all that the others leave."""
     expert: Annotated[int, Range(1)] = 1
     """Devices along `expert` (each holds its part of the experts; rows of the batch and FSDP as well)."""
+    context: Annotated[int, Range(1)] = 1
+    """Devices along `context` (each holds a stretch of every row; FSDP as well): for rows too long for one device."""
     model: Annotated[int, Range(1)] = 1
     """Devices along `model` (tensor parallelism)."""
     cpu_devices: Annotated[int, Range(1, 256)] = 1
-    """Virtual devices made of the host's processor; no effect on a GPU or TPU."""
+    """Virtual devices made of the host's processor, for each process; no effect on a GPU or TPU."""
+
+    @classmethod
+    def from_text(cls, text: str) -> "MeshConfig":
+        """Return the mesh that a word stands for: there is only "auto"."""
+        if text != "auto":
+            raise ConfigError(f'mesh = {text!r} is no mesh: write "auto" or MeshConfig(data=..., model=...)')
+        return cls(auto=True)
 
     def shape(self, num_devices: int) -> dict[str, int]:
         """Return the size of each mesh axis for this many devices, or raise ConfigError where it does not come out even."""
-        data = self.data or num_devices // (self.expert * self.model)
-        if data * self.expert * self.model != num_devices:
-            wanted = f"{self.data or '...'} x {self.expert} x {self.model}"
+        sizes = {axis: getattr(self, axis) for axis in MESH_AXES}
+        fixed = math.prod(size for axis, size in sizes.items() if axis != "data")
+        data = self.data or num_devices // fixed
+        if data * fixed != num_devices:
+            product = " x ".join(f"mesh.{axis}" for axis in MESH_AXES)
+            wanted = " x ".join(str(size or "...") for size in sizes.values())
+            flags = " ".join(f"--mesh.{axis} 1" for axis, size in sizes.items() if axis != "data" and size > 1)
             raise ConfigError(
-                f"mesh.data x mesh.expert x mesh.model = {wanted} does not make up the {num_devices} devices present: choose "
-                f"factors of {num_devices}, for example --mesh.data {num_devices} --mesh.expert 1 --mesh.model 1"
+                f"{product} = {wanted} does not make up the {num_devices} devices present: choose factors of {num_devices}, "
+                f"for example --mesh.data {num_devices}{f' {flags}' if flags else ''}, or --mesh.auto"
             )
-        return {"data": data, "expert": self.expert, "model": self.model}
+        return sizes | {"data": data}
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Make the run's mesh, every axis explicit: an array's type carries its sharding. Enter it with `jax.set_mesh`.
 
-    Axes that `shape` leaves out have size 1.
+    Axes that `shape` leaves out have size 1. Neighbours on the mesh are neighbours on the network where the devices say how
+    they are wired; of several slices, `replica` must take a multiple, so that a slice's devices lie within one replica
+    (ConfigError otherwise).
     """
-    sizes = tuple(shape.get(axis, 1) for axis in MESH_AXES)
-    return jax.make_mesh(sizes, MESH_AXES, (AxisType.Explicit,) * len(sizes), devices=devices)
+    devices = jax.devices() if devices is None else devices
+    sizes = [shape.get(axis, 1) for axis in MESH_AXES]
+    explicit = (AxisType.Explicit,) * len(sizes)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(sizes, MESH_AXES, explicit, devices=devices)
+    if sizes[0] % slices:
+        raise ConfigError(f"mesh.replica = {sizes[0]} does not divide over {slices} slices: set --mesh.replica {slices}")
+    within, between = [sizes[0] // slices, *sizes[1:]], [slices, *(1 for _ in sizes[1:])]
+    return Mesh(mesh_utils.create_hybrid_device_mesh(within, between, devices), MESH_AXES, axis_types=explicit)

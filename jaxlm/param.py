@@ -99,6 +99,12 @@ def bytes_per_device(spec: Any, layout: Layout, mesh_shape: Mapping[str, int], i
     return total
 
 
+def name_axes(entry: str | tuple[str, ...] | None, mesh_shape: Mapping[str, int]) -> str:
+    """Return the configuration's names of the mesh axes that really split a dimension: "mesh.data x mesh.expert"."""
+    names = (entry,) if isinstance(entry, str) else entry or ()
+    return " x ".join(f"mesh.{name}" for name in names if mesh_shape.get(name, 1) > 1)
+
+
 def check_layout(spec: Any, layout: Layout, mesh_shape: Mapping[str, int]) -> None:
     """Raise ConfigError for the first weight that the mesh would split unevenly, naming the field and sizes that work."""
     for name, param in named_leaves(spec).items():
@@ -106,8 +112,8 @@ def check_layout(spec: Any, layout: Layout, mesh_shape: Mapping[str, int]) -> No
             split = ways(entry, mesh_shape)
             if size % split:
                 mesh_axis = getattr(layout, axis)
-                fits = [n for n in range(1, split + 1) if size % n == 0][-3:]
-                over = f"mesh.{mesh_axis} = {split}" if isinstance(entry, str) else f"mesh.data x mesh.expert = {split}"
+                fits = [n for n in range(1, split + 1) if math.gcd(size, split) % n == 0][-3:]
+                over = f"{name_axes(entry, mesh_shape) or f'mesh.{mesh_axis}'} = {split}"
                 raise ConfigError(
                     f"{AXIS_FIELDS.get(axis, axis)} = {size} cannot be split evenly over {over} "
                     f"(weight {name}): set --mesh.{mesh_axis} to a divisor such as {', '.join(map(str, fits))}, "

@@ -1,15 +1,19 @@
 """Small models and batches that tests share."""
 
+import itertools
+
 import jax
 import numpy as np
 
 from jaxlm import param
 from jaxlm.data.packing import Batch
-from jaxlm.layout import Layout
+from jaxlm.layout import MESH_AXES, Layout
 from jaxlm.model import transformer
 from jaxlm.model.config import ModelConfig
 
 VOCAB = 64
+# Every way to arrange eight devices over the axes of a mesh.
+ARRANGEMENTS = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=len(MESH_AXES)) if np.prod(sizes) == 8]
 
 
 def tiny(**changes) -> ModelConfig:
@@ -49,4 +53,10 @@ def batch_of(rows: int = 8, length: int = 24, documents: int = 3, seed: int = 0,
 
 def placed(batch: Batch, layout: Layout = Layout()) -> Batch:
     """Return the batch on the current mesh."""
-    return jax.device_put(batch, jax.NamedSharding(jax.sharding.get_mesh(), layout.spec("batch", None)))
+    return jax.device_put(batch, jax.NamedSharding(jax.sharding.get_mesh(), layout.spec("batch", "length")))
+
+
+def shardings(config, layout: Layout = Layout()):
+    """Return where each weight of a model lies on the current mesh."""
+    shapes = param.abstract(transformer.spec(config), layout, jax.sharding.get_mesh())
+    return jax.tree.map(lambda shape: shape.sharding, shapes)

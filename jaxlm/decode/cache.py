@@ -1,5 +1,6 @@
 """Keys and values of the past, one pair of arrays a layer, so that decoding a token costs one token."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -46,8 +47,10 @@ def extend(
     """Append tokens to the cache and return the float32 logits [B, V] after the last of them, and the cache.
 
     One program serves prefill (L > 1, in one piece or in chunks) and decoding (L = 1). `at` gives positions and segments,
-    0 for padding. Layers are unrolled: scanned, each would copy its slice of the cache (1.3 to 1.7 times slower).
+    0 for padding. Layers are unrolled: scanned, each would copy its slice of the cache (1.3 to 1.7 times slower). Rows are
+    whole on their device, whatever axis a layout splits their length over.
     """
+    layout = dataclasses.replace(layout, length=None)
     tokens_BL, at = jax.tree.map(lambda x: jax.reshard(x, layout.spec("batch", None)), (tokens_BL, at))
     past = Tokens(_insert(cache.positions, at.positions, cache.used), _insert(cache.segments, at.segments, cache.used))
     rope = transformer.angles(at, config)

@@ -190,7 +190,7 @@ class ModelConfig:
             kernel = {"cpu": "blocked", "tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}.get(platform, "plain")
         moe_kernel = self.moe.kernel
         if moe_kernel == "auto":
-            moe_kernel = "loop" if platform == "cpu" else "ragged"
+            moe_kernel = {"cpu": "loop", "tpu": "megablox"}.get(platform, "ragged")
         moe = dataclasses.replace(self.moe, kernel=moe_kernel)
         return dataclasses.replace(self, compute_dtype=dtype, attention_kernel=kernel, moe=moe)
 

@@ -2,38 +2,16 @@
 
 import math
 
+from jaxlm.hardware import chip
 from jaxlm.model import transformer
 from jaxlm.model.config import ModelConfig
 from jaxlm.param import named_leaves
 
-# Dense bfloat16 peak, FLOP/s a device as JAX counts devices (v4 and v5p: a chip; tpu7x: one of its two cores).
-# From the vendors' data sheets.
-PEAK_FLOPS = {
-    "TPU v2": 22.5e12,
-    "TPU v3": 61.5e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "TPU7x": 1153.5e12,
-    "V100": 125e12,
-    "A100": 312e12,
-    "A10": 125e12,
-    "L4": 121e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "B200": 2250e12,
-}
-
 
 def peak_flops(device_kind: str) -> float | None:
     """Return the peak bfloat16 FLOP/s of a device of this kind, or None where it is not known."""
-    known = [name for name in PEAK_FLOPS if name.lower() in device_kind.lower()]
-    return PEAK_FLOPS[max(known, key=len)] if known else None
+    known = chip(device_kind)
+    return known.peak_flops if known else None
 
 
 def active_parameters(config: ModelConfig) -> float:

@@ -122,7 +122,7 @@ def _logits(p: Moe, x_BLD: Array, settings: MoeConfig, key: Array | None) -> tup
         # On what the router reads alone: the experts' input stays as it is.
         low, high = 1.0 - settings.jitter, 1.0 + settings.jitter
         x_BLD = x_BLD * jax.random.uniform(jitter_key, x_BLD.shape, jnp.float32, low, high, out_sharding=sharding)
-    out = jax.P(sharding.spec[0], None, None)
+    out = jax.P(*sharding.spec[:2], None)
 
     def project(weights: Array) -> Array:
         return layers.flat_einsum("td,de->te", x_BLD, weights, out, precision=jax.lax.Precision.HIGHEST)
@@ -168,10 +168,11 @@ def _places(x_BLD: Array, settings: MoeConfig, *, training: bool) -> int | None:
 
 
 def _by_group(x_BL: Array, settings: MoeConfig) -> Array:
-    """Return [B, L, ...] as [groups, tokens of a group, ...]."""
-    rows, *rest = jax.typeof(x_BL).sharding.spec
+    """Return [B, L, ...] as [groups, tokens of a group, ...]: whole rows, for a queue is one over all of a group."""
+    rows, _, *rest = jax.typeof(x_BL).sharding.spec
+    x_BL = jax.reshard(x_BL, jax.P(rows, None, *rest))
     shape = (x_BL.shape[0] // settings.rows_per_group, settings.rows_per_group * x_BL.shape[1], *x_BL.shape[2:])
-    return jax.lax.reshape(x_BL, shape, out_sharding=jax.P(rows, *rest))
+    return jax.lax.reshape(x_BL, shape, out_sharding=jax.P(rows, None, *rest))
 
 
 def _chosen_by_experts(probabilities_BLE: Array, real_BL: Array, places: int | None, settings: MoeConfig) -> Array:
@@ -204,7 +205,7 @@ def _hidden_scale(experts_BLK: Array, config: ModelConfig, layout: Layout, key: 
     if key is None or not rate:
         return None
     shape = (*experts_BLK.shape, config.moe.expert_size or config.intermediate_size)
-    keep = jax.random.bernoulli(key, 1.0 - rate, shape, out_sharding=layout.spec("batch", None, None, "ffn"))
+    keep = jax.random.bernoulli(key, 1.0 - rate, shape, out_sharding=layout.spec("batch", "length", None, "ffn"))
     return keep.astype(jnp.dtype(config.compute_dtype)) / (1.0 - rate)
 
 

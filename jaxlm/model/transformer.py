@@ -91,7 +91,7 @@ def spec(config: ModelConfig) -> Transformer:
 
 def embed(p: Transformer, tokens_BL: Array, at: Tokens, config: ModelConfig, layout: Layout) -> Array:
     """Return the residual stream at the input of the first layer, [B, L, D] in the compute dtype."""
-    stream = layout.spec("batch", None, None)
+    stream = layout.spec("batch", "length", None)
     dtype = jnp.dtype(config.compute_dtype)
     x_BLD = p.embed.at[tokens_BL].get(out_sharding=stream).astype(dtype)
     if config.scale_embeddings:
@@ -243,7 +243,7 @@ def head(p: Transformer) -> Array:
 
 def unembed(p: Transformer, x_BLD: Array, config: ModelConfig, layout: Layout) -> Array:
     """Return float32 logits [B, L, V] of final hidden states, soft-capped where the model is."""
-    out = layout.spec("batch", None, "vocab")
+    out = layout.spec("batch", "length", "vocab")
     weights = head(p).astype(x_BLD.dtype)
     logits_BLV = jnp.einsum("bld,vd->blv", x_BLD, weights, preferred_element_type=jnp.float32, out_sharding=out)
     if config.logit_softcap:

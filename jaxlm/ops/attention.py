@@ -3,7 +3,7 @@
 Packed rows, caches, chunked prefill, sliding windows and bidirectional layers differ only in what they pass.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,9 @@ Kernel = Literal["plain", "blocked", "cudnn", "splash"]
 
 # Queries a block of the blocked kernel: big enough for efficient products, small enough to skip much of the future.
 QUERY_BLOCK = 128
+# Rows and columns of a block of the splash kernel, the first that divides the row: large ones keep the matrix unit busy, and
+# the kernel takes no others than multiples of 128.
+SPLASH_BLOCKS = (512, 256, 128)
 # A finite stand-in for minus infinity: a query that may see nothing gets a uniform distribution instead of NaN.
 MASKED = -1e30
 
@@ -57,26 +60,36 @@ def attention(
 
     `softcap` c > 0 turns logits into c tanh(logits / c). `aligned` promises that queries and keys are the same tokens in
     the same order, positions rising within a segment, so that a kernel may skip every key that comes later in the row.
-    Heads and rows may be sharded: each device computes its own. Softmax is float32.
+    Heads and rows may be sharded: each device computes its own. So may the length of aligned rows: each device then gathers
+    the keys and values of its rows and computes its own stretch of queries. Softmax is float32.
     """
-    spec = jax.typeof(q_BLNH).sharding.spec
-    if spec[2] != jax.typeof(k_BSKH).sharding.spec[2]:  # whole key-value heads under sharded query heads
+    rows, length, heads = jax.typeof(q_BLNH).sharding.spec[:3]
+    split = length if length and jax.sharding.get_abstract_mesh().shape[length] > 1 else None
+    if heads != jax.typeof(k_BSKH).sharding.spec[2]:  # whole key-value heads under sharded query heads
         share = q_BLNH.shape[2] // k_BSKH.shape[2]
-        k_BSKH, v_BSKH = (jax.reshard(jnp.repeat(x, share, axis=2), P(spec[0], None, spec[2], None)) for x in (k_BSKH, v_BSKH))
+        k_BSKH, v_BSKH = (jnp.repeat(x, share, axis=2) for x in (k_BSKH, v_BSKH))
     if not aligned and kernel != "plain":
         kernel = "plain"
-    compute = {"plain": _plain, "blocked": _blocked, "cudnn": _cudnn, "splash": _splash}[kernel]
+    compute = {"plain": _plain, "blocked": _plain if split else _blocked, "cudnn": _cudnn, "splash": _splash}[kernel]
+    prepared, prepared_specs = None, None
+    if kernel == "splash":
+        prepared = _splash_kernel(q_BLNH, k_BSKH, split, causal, window, softcap)
+        prepared_specs = prepared and _splash_specs(prepared, split)
 
-    def local(q: Array, k: Array, v: Array, query: Tokens, key: Tokens) -> Array:
-        return compute(q, k, v, query, key, scale=scale, causal=causal, window=window, softcap=softcap)
+    def local(q: Array, k: Array, v: Array, query: Tokens, key: Tokens, prepared: Any) -> Array:
+        if split:
+            k, v, key = jax.tree.map(lambda x: jax.lax.all_gather(x, split, axis=1, tiled=True), (k, v, key))
+        more = {"prepared": prepared} if kernel == "splash" else {}
+        return compute(q, k, v, query, key, scale=scale, causal=causal, window=window, softcap=softcap, **more)
 
-    heads = P(spec[0], None, spec[2], None)
-    rows = P(spec[0], None)
-    tokens = jax.tree.map(lambda _: rows, (query, key))
-    query, key = jax.reshard((query, key), tokens)
-    return jax.shard_map(local, in_specs=(heads, heads, heads, *tokens), out_specs=heads, check_vma=False)(
-        q_BLNH, k_BSKH, v_BSKH, query, key
-    )
+    queries, keys = P(rows, split, heads, None), P(rows, split if aligned else None, heads, None)
+    tokens = (jax.tree.map(lambda _: P(*queries[:2]), query), jax.tree.map(lambda _: P(*keys[:2]), key))
+    specs = (queries, keys, keys, *tokens)
+    inputs = jax.reshard((q_BLNH, k_BSKH, v_BSKH, query, key), specs)
+    mixed = jax.shard_map(local, in_specs=(*specs, prepared_specs), out_specs=queries, check_vma=False)(
+        *inputs, prepared if prepared is None else jax.reshard(prepared, prepared_specs)
+    )  # fmt: skip
+    return jax.reshard(mixed, P(rows, length, heads, None))
 
 
 def attention_weights(q: Array, k: Array, seen: Array, *, scale: float, softcap: float = 0.0) -> Array:
@@ -138,33 +151,56 @@ def _cudnn(q: Array, k: Array, v: Array, query: Tokens, key: Tokens, *, scale, c
     """NVIDIA's fused kernel: no [L, L] logits in memory; half precision only, and no soft-cap."""
     if softcap or q.dtype not in (jnp.bfloat16, jnp.float16):
         return _plain(q, k, v, query, key, scale=scale, causal=causal, window=window, softcap=softcap)
-    mask = None
-    if query.segments is not None:
-        mask = (query.segments[:, :, None] == key.segments[:, None, :])[:, None]
-    local_window = ((window - 1, 0) if causal else (window - 1, window - 1)) if window else None
+    mask, local_window = None, None
+    if q.shape[1] != k.shape[1]:  # a stretch of the row's queries: the kernel's own masks count from the first key
+        mask, causal = visible(query, key, causal=causal, window=window)[:, None], False
+    else:
+        local_window = ((window - 1, 0) if causal else (window - 1, window - 1)) if window else None
+        if query.segments is not None:
+            mask = (query.segments[:, :, None] == key.segments[:, None, :])[:, None]
     return jax.nn.dot_product_attention(
         q, k, v, mask=mask, scale=scale, is_causal=causal, local_window_size=local_window, implementation="cudnn"
     )
 
 
-def _splash(q: Array, k: Array, v: Array, query: Tokens, key: Tokens, *, scale, causal, window, softcap) -> Array:
-    """The TPU's block-sparse flash kernel (jax.experimental.pallas): memory linear in the length, masked blocks skipped."""
-    length, heads, groups = q.shape[1], q.shape[2], k.shape[2]
-    if length % 128:
-        return _blocked(q, k, v, query, key, scale=scale, causal=causal, window=window, softcap=softcap)
+def _splash_kernel(q: Array, k: Array, split: str | None, causal: bool, window: int, softcap: float) -> Any:
+    """Return the kernel for these shapes (a pytree: its masks are arrays), or None where it cannot cut the row into blocks."""
+    length, share = q.shape[1], q.shape[2] // k.shape[2]
+    parts = jax.sharding.get_abstract_mesh().shape[split] if split else 1
+    block = next((size for size in SPLASH_BLOCKS if length % (parts * size) == 0), None)
+    if block is None:
+        return None
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
     if causal and not window:
-        mask = splash_attention_mask.CausalMask((length, length))
+        mask = splash_attention_mask.CausalMask((length, length), shard_count=parts)
     else:
         sides = ((window or length) - 1, 0 if causal else (window or length) - 1)
-        mask = splash_attention_mask.LocalMask((length, length), sides, offset=0)
-    run = splash_attention_kernel.make_splash_mqa_single_device(
-        splash_attention_mask.MultiHeadMask([mask] * (heads // groups)), attn_logits_soft_cap=softcap or None
-    )
+        mask = splash_attention_mask.LocalMask((length, length), sides, offset=0, shard_count=parts)
+    names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+    return splash_attention_kernel.make_splash_mqa(
+        splash_attention_mask.MultiHeadMask([mask] * share), head_shards=1, q_seq_shards=parts,
+        attn_logits_soft_cap=softcap or None,
+        block_sizes=splash_attention_kernel.BlockSizes(**{f"block_{name}": block for name in names}),
+    )  # fmt: skip
+
+
+def _splash_specs(prepared: Any, split: str | None) -> Any:
+    """Return how the masks of a prepared kernel are split: by the queries that they are for."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return prepared.manual_sharding_spec(jax.NamedSharding(mesh, P(None, split)))
+
+
+def _splash(q: Array, k: Array, v: Array, query: Tokens, key: Tokens, *, scale, causal, window, softcap, prepared) -> Array:
+    """The TPU's block-sparse flash kernel (jax.experimental.pallas): memory linear in the length, masked blocks skipped."""
+    if prepared is None:
+        compute = _blocked if q.shape[1] == k.shape[1] else _plain
+        return compute(q, k, v, query, key, scale=scale, causal=causal, window=window, softcap=softcap)
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+
     segments = None
     if query.segments is not None:
         segments = splash_attention_kernel.SegmentIds(query.segments, key.segments)
     q, k, v = _heads_first(q * scale, k, v)
-    over_groups = jax.vmap(run, in_axes=(0, 0, 0, None))
+    over_groups = jax.vmap(prepared, in_axes=(0, 0, 0, None))
     return _heads_last(jax.vmap(over_groups, in_axes=(0, 0, 0, None if segments is None else 0))(q, k, v, segments))

@@ -26,8 +26,8 @@ def cross_entropy(
     """Return sum over tokens of weight x (-log p(target) + z_loss x log(Z)^2), and its parts.
 
     Logits are x head^T in float32, capped at +-`softcap` where it is set. Gradients are computed in the forward pass, chunk
-    by chunk while the logits are at hand, so that the memory is one chunk's. The rows may be sharded over one mesh axis and
-    the vocabulary over another: normaliser and target logit are then reduced over the vocabulary's axis.
+    by chunk while the logits are at hand, so that the memory is one chunk's. Rows and their length may be sharded, and
+    the vocabulary over another mesh axis: normaliser and target logit are then reduced over the vocabulary's axis.
     The z-loss (PaLM, arXiv:2204.02311) keeps the normaliser near 1. Differentiable in `x_BLD` and `head_VD`.
     """
     loss, losses = _cross_entropy(x_BLD, head_VD, targets_BL, weights_BL, softcap, z_loss)
@@ -56,31 +56,37 @@ _cross_entropy.defvjp(_forward, _backward)
 
 def _sharded(x, head, targets, weights, softcap, z_loss, *, gradients):
     """Run `_local` on every device's rows and slice of the vocabulary, and add up what they hold in common."""
-    rows, vocab = jax.typeof(x).sharding.spec[0], jax.typeof(head).sharding.spec[0]
-    width = jax.typeof(head).sharding.spec[1]
-    targets, weights = jax.reshard((targets, weights), P(rows, None))
+    (rows, length, _), (vocab, width) = jax.typeof(x).sharding.spec, jax.typeof(head).sharding.spec
+    tokens, gathered = (*_names(rows), *_names(length)), _names(width)
+    targets, weights = jax.reshard((targets, weights), P(rows, length))
 
     def local(x, head, targets, weights):
-        whole = jax.lax.all_gather(head, width, axis=1, tiled=True) if width else head
-        losses, x_grad, head_grad = _local(x, whole.astype(x.dtype), targets, weights, softcap, z_loss, vocab, gradients)
-        losses = jax.tree.map(lambda s: jax.lax.psum(s, rows) if rows else s, losses)
+        whole = head.astype(x.dtype)  # before it is gathered: half the bytes in bfloat16
+        whole = jax.lax.all_gather(whole, gathered, axis=1, tiled=True) if gathered else whole
+        losses, x_grad, head_grad = _local(x, whole, targets, weights, softcap, z_loss, vocab, gradients)
+        losses = jax.tree.map(lambda s: jax.lax.psum(s, tokens), losses)
         if not gradients:
             return losses
         if vocab:
-            x_grad = jax.lax.psum(x_grad, vocab)
-        if width and width == rows:
-            head_grad = jax.lax.psum_scatter(head_grad, width, scatter_dimension=1, tiled=True)
-        else:
-            head_grad = jax.lax.psum(head_grad, rows) if rows else head_grad
-            if width:  # whole on every device: keep this device's columns
-                size = head.shape[1]
-                head_grad = jax.lax.dynamic_slice_in_dim(head_grad, jax.lax.axis_index(width) * size, size, 1)
+            x_grad = jax.lax.psum(x_grad.astype(x.dtype), vocab)
+        if set(gathered) <= set(tokens):  # the columns first, so that less is left to add up over the other axes
+            if gathered:
+                head_grad = jax.lax.psum_scatter(head_grad, gathered, scatter_dimension=1, tiled=True)
+            head_grad = jax.lax.psum(head_grad, tuple(name for name in tokens if name not in gathered))
+        else:  # whole on every device: keep this device's columns
+            head_grad, size = jax.lax.psum(head_grad, tokens), head.shape[1]
+            head_grad = jax.lax.dynamic_slice_in_dim(head_grad, jax.lax.axis_index(gathered) * size, size, 1)
         return losses, x_grad.astype(x.dtype), head_grad.astype(head.dtype)
 
     sums = Losses(P(), P(), P())
-    row_specs = (P(rows, None, None), P(vocab, width), P(rows, None), P(rows, None))
+    row_specs = (P(rows, length, None), P(vocab, width), P(rows, length), P(rows, length))
     outs = (sums, row_specs[0], row_specs[1]) if gradients else sums
     return jax.shard_map(local, in_specs=row_specs, out_specs=outs, check_vma=False)(x, head, targets, weights)
+
+
+def _names(entry):
+    """Return the mesh axes of an entry of a PartitionSpec."""
+    return (entry,) if isinstance(entry, str) else entry or ()
 
 
 def _local(x, head, targets, weights, softcap, z_loss, vocab_axis, gradients):

@@ -54,7 +54,7 @@ def evaluate_run(
         rows = batch_size or run.experiment.batch_size
         read = Batches(prepared, split, rows, 0, shuffle=False)
         count = min(batches or read.num_batches, read.num_batches)
-        place = jax.NamedSharding(run.mesh, run.experiment.layout.spec("batch", None))
+        place = jax.NamedSharding(run.mesh, run.experiment.layout.spec("batch", "length"))
         router.check_model(run.model)
         sums_of = _evaluator(run, router)
         token_bytes = run.tokenizer.token_bytes()

@@ -69,7 +69,7 @@ def _read_rows(path: Path) -> np.ndarray:
 @functools.partial(jax.jit, static_argnames=("config", "layout"))
 def row_logits(params: Any, tokens_BL: Array, config: ModelConfig, layout: Layout) -> Array:
     """Return float32 logits [B, L, V] of rows that are one document each."""
-    tokens_BL = jax.reshard(tokens_BL.astype(jnp.int32), layout.spec("batch", None))
+    tokens_BL = jax.reshard(tokens_BL.astype(jnp.int32), layout.spec("batch", "length"))
     positions = jax.lax.broadcasted_iota(jnp.int32, tokens_BL.shape, 1, out_sharding=jax.typeof(tokens_BL).sharding)
     x_BLD, _ = transformer.forward(params, tokens_BL, Tokens(positions), config, layout)
     return transformer.unembed(params, x_BLD, config, layout)

@@ -100,13 +100,13 @@ def test_the_train_step_type_checks_on_large_meshes(name):
     spec = transformer.spec(config)
     optimizer = make_optimizer(OptimizerConfig(), 100, spec)
     for data, *expert, model in MESHES[name]:
-        shape = dict(zip(MESH_AXES, (data, *(expert or [1]), model), strict=True))
+        shape = dict.fromkeys(MESH_AXES, 1) | {"data": data, "expert": (expert or [1])[0], "model": model}
         devices = math.prod(shape.values())
         param.check_layout(spec, layout, shape)
-        mesh = AbstractMesh(tuple(shape.values()), MESH_AXES, axis_types=(AxisType.Explicit,) * 3)
+        mesh = AbstractMesh(tuple(shape.values()), MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES))
         state = abstract_state(spec, optimizer, layout, mesh)
         rows, length = 2 * devices // model, 256
-        sharding = jax.NamedSharding(mesh, layout.spec("batch", None))
+        sharding = jax.NamedSharding(mesh, layout.spec("batch", "length"))
         batch = Batch(*(jax.ShapeDtypeStruct((rows, length), dtype, sharding=sharding) for dtype in "iifii"))
 
         def loss_of(params, batch, key, config=config, layout=layout):

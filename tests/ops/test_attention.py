@@ -1,10 +1,13 @@
 """Attention against a NumPy loop, and every kernel that runs here against the plain one."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlm.layout import Layout, make_mesh
 from jaxlm.ops import attention as ops
 from jaxlm.ops.attention import Tokens, attention
 
@@ -89,3 +92,36 @@ def test_order_of_cached_keys_does_not_matter():
     shuffled = Tokens(at.positions[:, order], at.segments[:, order])
     straight = attention(q, k, v, at, at, scale=0.3, window=6)
     np.testing.assert_allclose(attention(q, k[:, order], v[:, order], at, shuffled, scale=0.3, window=6), straight, atol=1e-6)
+
+
+@pytest.fixture
+def splash_here(monkeypatch):
+    """Have the TPU's kernel interpreted."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+
+    interpreted = functools.partial(splash_attention_kernel.make_splash_mqa, interpret=True)
+    monkeypatch.setattr(splash_attention_kernel, "make_splash_mqa", interpreted)
+
+
+@pytest.mark.parametrize(("shape", "window"), [({}, 0), ({"context": 2, "model": 2}, 0), ({"data": 2, "context": 2}, 100)])
+def test_splash_equals_plain_where_rows_are_split_too(splash_here, shape, window):
+    q, k, v, at = inputs(length=512, size=32)
+
+    def run(shape, kernel):
+        with jax.set_mesh(make_mesh(shape, jax.devices()[: int(np.prod(list(shape.values())))])):
+            layout = Layout()
+            heads, rows = layout.spec("batch", "length", "heads", None), layout.spec("batch", "length")
+            arrays = jax.device_put((q, k, v), heads)
+            tokens = jax.device_put(at, rows)
+
+            def total(q, k, v):
+                y = attention(q, k, v, tokens, tokens, scale=0.2, window=window, aligned=True, kernel=kernel)
+                return jnp.sum(jnp.sin(y)), y
+
+            return jax.device_get(jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(*arrays))
+
+    (_, expected), gradients = run({}, "plain")
+    (_, found), found_gradients = run(shape, "splash")
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    for a, b in zip(found_gradients, gradients, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)

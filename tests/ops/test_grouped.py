@@ -1,13 +1,14 @@
 """The loop over experts against every expert computed for every token."""
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.ops import grouped
+from jaxlm.ops import experts, grouped
 from jaxlm.ops.grouped import ExpertWeights
 
 WIDTH, FFN = 4, 6
@@ -145,3 +146,31 @@ def test_sharded_under_a_scan_of_checkpointed_layers():
     found, expected = run(mapped), run(functools.partial(plainly, activate=relu))
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.max(jnp.abs(b))))
+
+
+def test_megablox_takes_the_same_gradients_of_weights(monkeypatch):
+    gmm = importlib.import_module("jax.experimental.pallas.ops.tpu.megablox.gmm")
+    calls = []
+
+    def interpreted(*arguments, **options):
+        calls.append(arguments[0].shape)
+        return tgmm(*arguments, **options, interpret=True)
+
+    tgmm = gmm.tgmm
+    monkeypatch.setattr(gmm, "tgmm", interpreted)
+    (x, chosen, gates), dy = routing(128, 4, 2, "outside")
+    weights = draw(4, full=True)
+
+    def loss(x, gates, weights, megablox):
+        def local(x, chosen, gates, weights):
+            return experts.ragged_experts(x, chosen, gates, weights, swiglu, megablox=megablox)
+
+        mapped = jax.shard_map(local, in_specs=jax.P(), out_specs=jax.P(), check_vma=False)
+        return jnp.sum(mapped(x, chosen, gates, weights) * dy)
+
+    run = lambda megablox: jax.jit(jax.grad(functools.partial(loss, megablox=megablox), (0, 1, 2)))(x, gates, weights)  # noqa: E731
+    expected, none_so_far = run(False), len(calls)
+    found = run(True)
+    assert none_so_far == 0 and len(calls) == 3  # gate, up, down
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(jnp.max(jnp.abs(b))))
