@@ -10,6 +10,8 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,7 +24,15 @@ from jaxlm import __version__
 from jaxlm.errors import JaxlmError, suggest
 
 RunFolder = Positional[Annotated[Path, arg(metavar="RUN", help="A run's directory.")]]
-File = Positional[Annotated[Path, arg(metavar="EXPERIMENT.py", help="A file that defines experiment().")]]
+File = Positional[
+    Annotated[
+        Path,
+        arg(
+            metavar="EXPERIMENT.py",
+            help="A file that defines experiment(). `--overrides FILE.json` changes its fields before any other option does.",
+        ),
+    ]
+]
 Step = Annotated[int | None, arg(help="Step of the checkpoint; the newest by default.")]
 Fields = arg(name="")  # the experiment's fields, without a prefix: --steps 100 --model.num-layers 4
 
@@ -36,10 +46,12 @@ def train(
     allow_config_change: Annotated[bool, arg(help="Continue a run although its configuration has changed.")] = False,
 ) -> None:
     """Train, or continue, an experiment; every field of it can be changed here."""
-    _start_jax(experiment.mesh.cpu_devices)
+    _start_jax(experiment.mesh.cpu_devices, join=True)
+    from jaxlm.run.goodput import Clock, process_age
     from jaxlm.run.loop import train as run
 
-    run(experiment, run_dir or Path("runs") / experiment.name, allow_config_change=allow_config_change)
+    folder = run_dir or Path("runs") / experiment.name
+    run(experiment, folder, allow_config_change=allow_config_change, clock=Clock(process_age()))
 
 
 def show(
@@ -47,11 +59,18 @@ def show(
     experiment: Annotated[Experiment, Fields],
     devices: Annotated[int, arg(help="Devices to lay the model over; 0: those present.")] = 0,
 ) -> None:
-    """Show an experiment: fields, parameters by part, costs, and where each weight lives on the mesh and why."""
+    """Show an experiment: fields, parameters by part, costs, and where each weight lives and why; or how a run stands."""
     _start_jax(experiment.mesh.cpu_devices)
     from jaxlm.run.show import show_experiment
 
     show_experiment(experiment, devices)
+
+
+def show_run(run: RunFolder) -> None:
+    """Show how a run stands: its newest results and checkpoints, its starts, and where their time went."""
+    from jaxlm.run.status import show_run as show
+
+    show(run)
 
 
 def diff(
@@ -152,6 +171,79 @@ def sample(
     sample_run(run, prompt or ("",), tokens, (temperature, top_k, top_p), samples, seed, step)
 
 
+def plan(
+    file: File,
+    experiment: Annotated[Experiment, Fields],
+    topology: Annotated[
+        str, arg(help="Devices: v5e:4x4, v5p:4x4x4 (chips along each side of a slice), a product (v5p-128), h100:8.")
+    ],
+    slices: Annotated[int, arg(help="How many such slices; `mesh.replica` takes a multiple of it.")] = 1,
+    stage: Annotated[
+        Literal["code", "schedule"],
+        arg(help="How far to compile: to machine code, which estimates cycles, or in seconds to the schedule, which does not."),
+    ] = "code",
+    json: Annotated[Path | None, arg(metavar="FILE", help="Write the plan there as JSON.")] = None,
+    search: Annotated[bool, arg(help="Try meshes, remat and accumulation, and rank what fits by modelled step time.")] = False,
+    budget: Annotated[float, arg(help="Of a search: seconds after which nothing new is compiled.")] = 1200.0,
+    candidates: Annotated[int, arg(help="Of a search: how many candidates to compile.")] = 12,
+    capacity_factors: Annotated[tuple[float, ...], arg(help="Of a search: capacity factors to try.")] = (),
+    output: Annotated[
+        Path | None, arg(metavar="FILE", help="Of a search: write the winner's fields there, for `--overrides FILE`.")
+    ] = None,
+) -> None:
+    """Compile an experiment's step for TPUs or GPUs that are not there: memory, traffic, modelled step time, what to change."""
+    from jaxlm.plan import command
+
+    if search:
+        limits = command.Limits(budget=budget, candidates=candidates, capacity_factors=capacity_factors)
+        command.search(experiment, topology, slices, limits, json, output)
+    else:
+        command.plan(experiment, topology, slices, stage, json)
+
+
+def launch(
+    file: File,
+    experiment: Annotated[Experiment, Fields],
+    target: Annotated[Target, Fields],
+    on: Annotated[
+        Literal["local", "slurm", "tpu-vm", "gke", "xpk"], arg(help="Where; `--on slurm --help` lists that target's options.")
+    ] = "local",
+    run_dir: Annotated[
+        Path | None, arg(help="Where the run lives, runs/NAME by default; a run that is there is continued.")
+    ] = None,
+    dry_run: Annotated[bool, arg(help="Show the files and commands, and touch nothing.")] = False,
+    allow_config_change: Annotated[bool, arg(help="Continue a run although its configuration has changed.")] = False,
+) -> None:
+    """Train, or continue, an experiment with many processes: here, on Slurm, Cloud TPU VMs or Kubernetes."""
+    from jaxlm.launch.start import launch as start
+
+    place = run_dir or Path("runs") / experiment.name
+    start(experiment, target, place, dry_run=dry_run, allow_config_change=allow_config_change)
+
+
+def jobs(
+    folder: Positional[Annotated[Path, arg(metavar="FOLDER", help="The folder that holds the runs.")]] = Path("runs"),
+) -> None:
+    """List launched runs, with the state that the scheduler gives of each now."""
+    from jaxlm.launch.jobs import list_jobs
+
+    list_jobs(folder)
+
+
+def jobs_tail(run: RunFolder) -> None:
+    """Follow the output of a launched run."""
+    from jaxlm.launch.jobs import tail_job
+
+    tail_job(run)
+
+
+def jobs_cancel(run: RunFolder) -> None:
+    """Stop a launched run; what it has saved stays."""
+    from jaxlm.launch.jobs import cancel_job
+
+    cancel_job(run)
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "eval": evaluate,
@@ -162,6 +254,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "data prepare": data_prepare,
     "data show": data_show,
     "data tokenizer": data_tokenizer,
+    "plan": plan,
+    "launch": launch,
+    "jobs": jobs,
+    "jobs tail": jobs_tail,
+    "jobs cancel": jobs_cancel,
 }
 
 
@@ -175,12 +272,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[0] == "--version":
         print(__version__)
         return 0
-    words = 2 if given[0] == "data" else 1
+    words = 2 if given[0] == "data" or " ".join(given[:2]) in COMMANDS else 1
     name = " ".join(given[:words])
     try:
         if name not in COMMANDS:
             raise JaxlmError(f"there is no command {name!r}.{suggest(name, COMMANDS)} `jaxlm --help` lists them")
-        _parse(name, given[words:])()
+        with _together(name):
+            _parse(name, given[words:])()
     except JaxlmError as fault:
         out.print("[bold red]error:[/] ", end="")
         out.print(str(fault), markup=False, soft_wrap=True)
@@ -200,20 +298,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(name: str, arguments: list[str]) -> Callable[[], None]:
     """Return the command with its arguments; for one about an experiment, the file is read first and gives the defaults."""
-    command = COMMANDS[name]
+    command = show_run if name == "show" and arguments and Path(arguments[0]).is_dir() else COMMANDS[name]
     wanted = command.__annotations__
     if "experiment" in wanted:
         global Experiment
-        from jaxlm.experiment import Experiment, load_experiment
+        from jaxlm.experiment import Experiment, apply_overrides, load_experiment
 
+        arguments, overrides = _take_option(arguments, "--overrides")
         if arguments and not arguments[0].startswith("-"):
-            command = functools.partial(command, experiment=load_experiment(Path(arguments[0])))
+            found = load_experiment(Path(arguments[0]))
+            command = functools.partial(command, experiment=apply_overrides(found, Path(overrides)) if overrides else found)
+    if "target" in wanted:
+        global Target
+        from jaxlm.launch.start import target_of
+
+        Target = target_of(arguments)
     if "router" in wanted:
         global RouterIntervention
         from jaxlm.model.intervention import RouterIntervention
 
         command = functools.partial(command, router=RouterIntervention())
     return lambda: tyro.cli(command, args=arguments, prog=f"jaxlm {name}")
+
+
+def _take_option(arguments: list[str], name: str) -> tuple[list[str], str]:
+    """Return the arguments without an option that must be known before the others are parsed, and its value."""
+    rest, value, left = [], "", iter(arguments)
+    for argument in left:
+        if argument == name:
+            value = next(left, "")
+            if not value:
+                raise JaxlmError(f"{name} needs a file: {name} plan.json")
+        elif argument.startswith(f"{name}="):
+            value = argument.partition("=")[2]
+        else:
+            rest.append(argument)
+    return rest, value
 
 
 def _overview(out: Console) -> None:
@@ -227,14 +347,32 @@ def _overview(out: Console) -> None:
     )
 
 
-def _start_jax(cpu_devices: int) -> None:
-    """Settle what must be settled before JAX looks for devices."""
+def _together(name: str) -> AbstractContextManager[None]:
+    """Return what a command runs in: `train` may be one of many processes."""
+    if name != "train":
+        return nullcontext()
+    from jaxlm.run.agreement import taking_part
+
+    return taking_part()
+
+
+def _start_jax(cpu_devices: int, *, join: bool = False) -> None:
+    """Settle what must be settled before JAX looks for devices; with `join`, join the processes that the environment names."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
 
     jax.config.update("jax_num_cpu_devices", cpu_devices)
+    # JAX has set its platforms by now if this host has a TPU. Where it has none, and no other plugin, a TPU's compiler that is
+    # there for plans would only be tried as a device, slowly and with complaints.
+    if jax.config.jax_platforms is None and find_spec("libtpu") and not find_spec("jax_plugins"):
+        jax.config.update("jax_platforms", "cpu")
+    process = None
+    if join:
+        from jaxlm.run import agreement
+
+        process = agreement.join_if_asked()
     from jaxlm.run.display import quiet_libraries
     from jaxlm.run.memory import keep_freed_memory
 
-    quiet_libraries()
+    quiet_libraries(process)
     keep_freed_memory()

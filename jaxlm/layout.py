@@ -78,7 +78,7 @@ class MeshConfig:
     """Choose the sizes below from model, batch and devices, and say why (`mesh="auto"` in a file); those set to other than
     their default are kept."""
     replica: Annotated[int, Range(1)] = 1
-    """Copies of all weights, each with rows of its own: one a slice, for then only gradients cross the network between slices."""
+    """Copies of all weights, each with rows of its own: one a slice, for then gradients alone cross between slices."""
     data: Annotated[int, Range(0)] = 0
     """Devices along `data` (rows of the batch and FSDP); 0 takes all that the others leave."""
     expert: Annotated[int, Range(1)] = 1
@@ -124,9 +124,12 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     sizes = [shape.get(axis, 1) for axis in MESH_AXES]
     explicit = (AxisType.Explicit,) * len(sizes)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices == 1:
-        return jax.make_mesh(sizes, MESH_AXES, explicit, devices=devices)
     if sizes[0] % slices:
         raise ConfigError(f"mesh.replica = {sizes[0]} does not divide over {slices} slices: set --mesh.replica {slices}")
-    within, between = [sizes[0] // slices, *sizes[1:]], [slices, *(1 for _ in sizes[1:])]
-    return Mesh(mesh_utils.create_hybrid_device_mesh(within, between, devices), MESH_AXES, axis_types=explicit)
+    # An axis may take a part of a torus dimension: a size need not be a product of whole sides.
+    if slices == 1:
+        places = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    else:
+        within, between = [sizes[0] // slices, *sizes[1:]], [slices, *(1 for _ in sizes[1:])]
+        places = mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
+    return Mesh(places, MESH_AXES, axis_types=explicit)

@@ -3,7 +3,8 @@
 import hashlib
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from jaxlm.data.packing import Batch, batch_of, row_type, starts_of
 from jaxlm.data.prepare import Prepared
 from jaxlm.data.shards import RowReader
 from jaxlm.errors import ConfigError, DataError
+
+T = TypeVar("T")
 
 _ROWS_AT_ONCE = 256  # a read of ArrayRecord costs as much as 40 rows, so small batches are read several at once
 
@@ -23,8 +26,8 @@ class Batches:
     the configuration; none there either: all rows alike, and an epoch shows each once). Validation rows come in order, and
     the last batch is filled up with rows of weight 0. `shuffle` says otherwise: False reads training rows in order, once.
 
-    `shard=(i, n)` gives process i of n its part, rows i*B/n to (i+1)*B/n, of the same global batch of B. Raises ConfigError
-    where B does not divide by n or weights do not fit the sources, DataError where there are no rows.
+    `rows` are the numbers, within every batch, of the rows to read, in rising order (none: all): a process reads those that
+    its devices take. Raises ConfigError where weights do not fit the sources, DataError where there are no rows.
     """
 
     def __init__(
@@ -35,11 +38,11 @@ class Batches:
         seed: int,
         *,
         weights: Sequence[float] = (),
-        shard: tuple[int, int] = (0, 1),
+        rows: Sequence[int] | None = None,
         shuffle: bool | None = None,
     ):
-        if batch_size < 1 or batch_size % shard[1]:
-            raise ConfigError(f"batch_size = {batch_size} does not divide over {shard[1]} processes: make it a multiple")
+        if batch_size < 1:
+            raise ConfigError(f"batch_size = {batch_size} is less than a row: make it 1 or more")
         parts = prepared.split(split).sources
         if not sum(part.rows for part in parts):
             raise DataError(f"{prepared.folder} has no {split} rows: set data.validation_fraction or data.validation_sources")
@@ -55,7 +58,7 @@ class Batches:
         self._reader = RowReader([shard for part in parts for shard in part.shards], self._row)
         self._sizes = np.array([part.rows for part in parts])
         self._batch_size, self._seed, self._pad_id = batch_size, seed, prepared.tokenizer.pad_id
-        self._mine = np.arange(batch_size)[shard[0] * batch_size // shard[1] : (shard[0] + 1) * batch_size // shard[1]]
+        self._mine = np.arange(batch_size) if rows is None else np.asarray(rows)
         self._steps_at_once = max(1, _ROWS_AT_ONCE // len(self._mine))
         self._window: tuple[int, np.ndarray | None] = (-1, None)
         self.num_rows = self._reader.num_rows
@@ -66,7 +69,12 @@ class Batches:
         return -(-self.num_rows // self._batch_size)
 
     def at(self, step: int) -> tuple[Batch, str]:
-        """Return this process's rows of batch `step`, counted from 0, and the hash of their content."""
+        """Return batch `step`, counted from 0, and the hash of its content; of both, the rows that are read here."""
+        batch = self.batch(step)
+        return batch, combine_hashes(hash_rows(batch))
+
+    def batch(self, step: int) -> Batch:
+        """Return the rows of batch `step` that are read here."""
         if not self._shuffle and not 0 <= step < self.num_batches:
             raise IndexError(f"there are {self.num_batches} batches; there is none at {step}")
         window, offset = divmod(step, self._steps_at_once)
@@ -75,11 +83,10 @@ class Batches:
             rows = self._read(window * self._steps_at_once)
             self._window = window, rows
         count = len(self._mine)
-        batch = batch_of(rows[offset * count : (offset + 1) * count])
-        return batch, combine_hashes(hash_rows(batch))
+        return batch_of(rows[offset * count : (offset + 1) * count])
 
     def _read(self, step: int) -> np.ndarray:
-        """Return this process's rows of the window of steps that begins with `step`."""
+        """Return the rows, of those read here, of the window of steps that begins with `step`."""
         steps = np.arange(step, step + self._steps_at_once)
         places = (steps[:, None] * self._batch_size + self._mine).ravel()
         if self._shuffle:
@@ -113,8 +120,8 @@ def combine_hashes(row_hashes: Iterable[bytes]) -> str:
     return hashlib.blake2b(b"".join(row_hashes), digest_size=8).hexdigest()
 
 
-def prefetch(batches: Batches, start_step: int, stop_step: int, depth: int = 2) -> Iterator[tuple[Batch, str]]:
-    """Yield `batches.at(step)` from `start_step` up to but without `stop_step`, read up to `depth` ahead by one thread.
+def prefetch(read_step: Callable[[int], T], start_step: int, stop_step: int, depth: int = 2) -> Iterator[T]:
+    """Yield `read_step(step)` from `start_step` up to but without `stop_step`, read up to `depth` ahead by one thread.
 
     What fails in the thread is raised here, at its step. Closing the generator ends the thread.
     """
@@ -124,7 +131,7 @@ def prefetch(batches: Batches, start_step: int, stop_step: int, depth: int = 2) 
     def read() -> None:
         for step in range(start_step, stop_step):
             try:
-                result = batches.at(step)
+                result = read_step(step)
             except BaseException as error:
                 result = error
             while not closed.is_set():

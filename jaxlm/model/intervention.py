@@ -100,7 +100,7 @@ def make_edit(
         if wanted.force_tokens:
             experts = _forced(experts, tokens_BL, wanted)
         if wanted.knock_out and wanted.knock_out_by == "dropping":
-            gone = jnp.isin(experts, jnp.array(wanted.knock_out))
+            gone = _among(experts, wanted.knock_out)
             experts = jnp.where(gone, model.moe.num_experts, experts)
         return where(layer, experts, x)
 
@@ -122,10 +122,18 @@ def _random_experts(experts_BLK: Array, num_experts: int, out: Array, key: Array
 
 def _forced(experts_BLK: Array, tokens_BL: Array, wanted: RouterIntervention) -> Array:
     """Put the forced expert first for the tokens meant; where it was chosen already, it changes places with the first."""
-    meant = jnp.isin(tokens_BL, jnp.array(wanted.force_tokens))[..., None]
+    meant = _among(tokens_BL, wanted.force_tokens)[..., None]
     first = jax.lax.broadcasted_iota(jnp.int32, (1, 1, experts_BLK.shape[2]), 2) == 0
     swapped = jnp.where(experts_BLK == wanted.force_expert, experts_BLK[..., :1], experts_BLK)
     return jnp.where(meant, jnp.where(first, wanted.force_expert, swapped), experts_BLK)
+
+
+def _among(x: Array, values: tuple[int, ...]) -> Array:
+    """Return where x is one of these (`jnp.isin` would lay split rows end to end)."""
+    found = jnp.zeros(x.shape, bool, out_sharding=jax.typeof(x).sharding)
+    for value in values:
+        found |= x == value
+    return found
 
 
 def freeze_routers(spec: Any) -> Any:

@@ -75,8 +75,8 @@ class MoeConfig:
     allow_leaks: bool = False
     """Permit what sees the future in a causal decoder, for analysis: expert choice, priorities but by token."""
     kernel: Literal["auto", "loop", "ragged", "megablox"] = "auto"
-    """Of the experts' products: a loop over their tokens (CPU), the backend's grouped matrix product (GPU), or that with gradients
-    of weights through the TPU's megablox kernel. auto settles it."""
+    """Of the experts' products: a loop over their tokens (CPU), the backend's grouped matrix product (GPU), or that with
+    gradients of weights through the TPU's megablox kernel. auto settles it."""
 
     def check(self) -> None:
         """Raise ConfigError where fields contradict one another."""

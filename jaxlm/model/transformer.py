@@ -20,7 +20,7 @@ from jaxlm.model import layers, moe
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.edit import Edit, unchanged
 from jaxlm.model.moe import Moe, Routed
-from jaxlm.ops.attention import Tokens, attention
+from jaxlm.ops.attention import SPLASH_RESIDUALS, Tokens, attention
 from jaxlm.ops.positions import rope_angles, rope_frequencies, sinusoidal
 from jaxlm.param import Param, tree_map
 
@@ -28,11 +28,12 @@ Remat = Literal["none", "dots", "full"]
 
 # Operations that the backward pass repeats even with remat "none": reading one input anew, fused with its use, instead of
 # writing and reading every intermediate result of a norm or an activation function (half the memory at nanoGPT's shapes).
-# `reshard` gathers fully sharded weights: kept, every layer's would be whole on every device.
+# `reshard` gathers fully sharded weights: kept, every layer's would be whole on every device. Of a kernel (`pallas_call`) only
+# what it names is kept: splash gives its normalisers 128 times over, and names one of each.
 CHEAP = frozenset(
     "add sub mul div neg max min abs sign exp exp2 log log1p logistic tanh erf erfc sin cos sqrt rsqrt square integer_pow pow "
     "eq ne lt le gt ge and or not is_finite select_n convert_element_type stop_gradient iota broadcast_in_dim reshape "
-    "transpose squeeze expand_dims slice concatenate reduce_sum reduce_max reshard".split()
+    "transpose squeeze expand_dims slice concatenate reduce_sum reduce_max reshard pallas_call".split()
 )
 
 
@@ -199,7 +200,8 @@ def scan_layers(
     period = len(blocks)
     whole = config.num_layers // period
     policies = jax.checkpoint_policies
-    policy = {"none": _costs_something, "dots": policies.dots_saveable, "full": policies.nothing_saveable}[remat]
+    products = policies.save_from_both_policies(policies.dots_saveable, policies.save_only_these_names(SPLASH_RESIDUALS))
+    policy = {"none": _costs_something, "dots": products, "full": policies.nothing_saveable}[remat]
     run = functools.partial(jax.checkpoint, one_layer, policy=policy, static_argnums=(3,))
     # A loop already keeps forward and backward apart; without the barriers that do it elsewhere, more is fused.
     in_loop, alone = run(prevent_cse=False), run(prevent_cse=remat != "none")

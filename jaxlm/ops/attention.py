@@ -16,6 +16,8 @@ QUERY_BLOCK = 128
 # Rows and columns of a block of the splash kernel, the first that divides the row: large ones keep the matrix unit busy, and
 # the kernel takes no others than multiples of 128.
 SPLASH_BLOCKS = (512, 256, 128)
+# What the kernel's backward pass needs of its forward pass, for policies of rematerialisation.
+SPLASH_RESIDUALS = "splash_residuals"
 # A finite stand-in for minus infinity: a query that may see nothing gets a uniform distribution instead of NaN.
 MASKED = -1e30
 
@@ -180,7 +182,7 @@ def _splash_kernel(q: Array, k: Array, split: str | None, causal: bool, window: 
     names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
     return splash_attention_kernel.make_splash_mqa(
         splash_attention_mask.MultiHeadMask([mask] * share), head_shards=1, q_seq_shards=parts,
-        attn_logits_soft_cap=softcap or None,
+        attn_logits_soft_cap=softcap or None, residual_checkpoint_name=SPLASH_RESIDUALS,
         block_sizes=splash_attention_kernel.BlockSizes(**{f"block_{name}": block for name in names}),
     )  # fmt: skip
 

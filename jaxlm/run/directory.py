@@ -54,6 +54,18 @@ def opened_for_writing(folder: Path) -> Iterator[None]:
         yield
 
 
+def in_use(folder: Path) -> bool:
+    """Return whether a process is training in a run directory now."""
+    try:
+        with (folder / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def settle_config(folder: Path, experiment: Experiment, *, allow_change: bool) -> list[tuple[str, Any, Any]]:
     """Write the resolved configuration of a new run, or compare it with that of the run being continued.
 
@@ -93,13 +105,20 @@ def load_config(folder: Path) -> Experiment:
         ) from fault
 
 
-def record_start(folder: Path, experiment: Experiment, facts: dict[str, Any]) -> None:
-    """Add to run.json how the run was started (or continued): command as typed, code version, packages, devices, mesh."""
-    path = folder / RECORD
+def read_starts(folder: Path) -> list[dict[str, Any]]:
+    """Return what run.json says of every start of a run, oldest first; nothing where it is missing or damaged."""
     try:
-        starts = json.loads(path.read_text())["starts"]
-    except (OSError, ValueError, KeyError):
-        starts = []
+        return list(json.loads((folder / RECORD).read_text())["starts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def record_start(folder: Path, experiment: Experiment, facts: dict[str, Any]) -> int:
+    """Add to run.json how the run was started (or continued): command as typed, code version, packages, devices, mesh.
+
+    Returns the number of the start, from 0.
+    """
+    starts = read_starts(folder)
     commit, difference = _git()
     if difference:
         write_atomically(folder / f"uncommitted-{len(starts)}.diff", difference)
@@ -115,7 +134,8 @@ def record_start(folder: Path, experiment: Experiment, facts: dict[str, Any]) ->
             **facts,
         }
     )
-    write_atomically(path, json.dumps({"starts": starts}, indent=2) + "\n")
+    write_atomically(folder / RECORD, json.dumps({"starts": starts}, indent=2) + "\n")
+    return len(starts) - 1
 
 
 def versions() -> dict[str, str]:

@@ -24,14 +24,15 @@ from rich.progress import (
 QUIET_INTERVAL = 10.0
 
 
-def console() -> Console:
-    """Return the console for people (standard error: standard output is for results)."""
-    return Console(stderr=True, highlight=False)
+def console(*, quiet: bool = False) -> Console:
+    """Return the console for people (standard error: standard output is for results); `quiet` shows nothing."""
+    return Console(stderr=True, highlight=False, quiet=quiet)
 
 
-def quiet_libraries() -> None:
-    """Keep library chatter below warnings off the screen, and what is left of it in our format."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=console(), show_path=False)])
+def quiet_libraries(process: int | None = None) -> None:
+    """Keep library chatter below warnings off the screen, and what is left of it in our format, after the process's number."""
+    form = "%(message)s" if process is None else f"process {process}: %(message)s"
+    logging.basicConfig(level=logging.WARNING, format=form, handlers=[RichHandler(console=console(), show_path=False)])
     logging.getLogger("absl").setLevel(logging.ERROR)
 
 
@@ -45,7 +46,7 @@ class TrainingDisplay:
         self._progress = Progress(
             TextColumn("[bold]step"), TaskProgressColumn("{task.completed:.0f}/{task.total:.0f}"), BarColumn(bar_width=24),
             TextColumn("{task.fields[text]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-            console=out, disable=not out.is_terminal,
+            console=out, disable=out.quiet or not out.is_terminal,
         )  # fmt: skip
         self._task = self._progress.add_task("", total=steps, completed=first_step, text="compiling")
         self._progress.start()

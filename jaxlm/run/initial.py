@@ -14,6 +14,7 @@ from jaxlm.model import transformer
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.upcycle import check_upcycling, upcycle
 from jaxlm.run import display
+from jaxlm.run.agreement import agreed, told
 from jaxlm.run.directory import CHECKPOINTS
 from jaxlm.run.open import described, read_params
 from jaxlm.train import checkpoint
@@ -36,18 +37,21 @@ def _from_run(folder: Path, experiment: Experiment, model: ModelConfig, mesh: ja
     saves = folder / CHECKPOINTS
 
     def load(step: int) -> Any:
-        _, found = described(saves, step, mesh)
-        same = _shapes(found) == _shapes(model)
-        if not same or dataclasses.replace(found, moe=model.moe) != model:
-            check_upcycling(found, model)
-        params = read_params(saves, step, found, experiment.layout, mesh)
+        with agreed(f"checkpoint {step} of {folder} described"):
+            _, found = described(saves, step, mesh)
+            same = _shapes(found) == _shapes(model)
+            if not same or dataclasses.replace(found, moe=model.moe) != model:
+                check_upcycling(found, model)
+        with agreed(f"checkpoint {step} of {folder} read", timeout=3600):
+            params = read_params(saves, step, found, experiment.layout, mesh)
         if same:
             return params
         key = jax.random.fold_in(jax.random.key(experiment.seed), 0)
         return jax.jit(lambda dense: upcycle(dense, found, model, experiment.layout, key))(params)
 
-    out = display.console()
-    newest = checkpoint.newest_good(saves, load, lambda fault: out.print(f"[yellow]warning:[/] {fault}"))
+    out = display.console(quiet=jax.process_index() > 0)
+    steps = told(f"list of checkpoints in {folder}", checkpoint.saved_steps(saves))
+    newest = checkpoint.newest_good(saves, load, lambda fault: out.print(f"[yellow]warning:[/] {fault}"), steps)
     if newest is None:
         raise CheckpointError(f"init_from = {folder}: there is no checkpoint in {saves}")
     return newest[1]

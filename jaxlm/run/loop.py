@@ -4,51 +4,100 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from jaxlm import param
+from jaxlm.config import digest
 from jaxlm.data.mixture import prefetch
-from jaxlm.data.prepare import DataConfig, prepare
+from jaxlm.data.prepare import DataConfig, Prepared, prepare
 from jaxlm.data.sources import parse_source
 from jaxlm.data.tokenizer import train_tokenizer
-from jaxlm.errors import JaxlmError
+from jaxlm.errors import ConfigError, JaxlmError
 from jaxlm.eval.language_model import summarize
-from jaxlm.experiment import Experiment, GuardConfig, check_devices
+from jaxlm.experiment import Experiment, GuardConfig, settle_mesh
+from jaxlm.hardware import chip
 from jaxlm.layout import make_mesh
-from jaxlm.run import decisions, directory, display, report
-from jaxlm.run.metrics import MetricsLog
-from jaxlm.run.router_report import draw_routers
+from jaxlm.run import decisions, directory, display, goodput, processes, report
+from jaxlm.run.agreement import agreed, announced, same
+from jaxlm.run.metrics import MetricsLog, read_rows
+from jaxlm.run.rows import summarize_rows
 from jaxlm.run.setup import Setup, compile_step, describe_checkpoint, make_validate, restore_or_begin, set_up
 from jaxlm.train.checkpoint import CheckpointWriter
 from jaxlm.train.step import TrainState
 
+DAY = 86400.0
 
-def train(experiment: Experiment, folder: Path, *, allow_config_change: bool = False) -> list[dict[str, Any]]:
+
+def train(
+    experiment: Experiment, folder: Path, *, allow_config_change: bool = False, clock: goodput.Clock | None = None
+) -> list[dict[str, Any]]:
     """Run an experiment in `folder`, or continue the run that is there, and return its metrics rows.
 
     On SIGTERM or Ctrl-C it saves and returns. Raises JaxlmError with what is wrong and what to do: before any device is
-    used where the configuration is at fault, with the last good checkpoint kept where the run is.
+    used where the configuration is at fault, with the last good checkpoint kept where the run is. `clock` has counted the
+    time before. Of several processes all call it alike; process 0 alone locks and writes the directory and shows progress,
+    and returns all rows.
     """
-    out = display.console()
-    check_inputs(experiment.data)
-    with directory.opened_for_writing(folder):
-        for name, before, now in directory.settle_config(folder, experiment, allow_change=allow_config_change):
-            out.print(f"changed: {name} {before!r} -> {now!r}")
+    clock, leading = clock or goodput.Clock(), processes.index() == 0
+    out = display.console(quiet=not leading)
+    same("configuration", digest(experiment), "start all processes with the same files and options")
+    with ExitStack() as held:
+        with agreed("configuration"):
+            check_inputs(experiment.data)
+            _check_processes(experiment)
+            if leading:
+                held.enter_context(directory.opened_for_writing(folder))
+                for name, before, now in directory.settle_config(folder, experiment, allow_change=allow_config_change):
+                    out.print(f"changed: {name} {before!r} -> {now!r}")
         devices = jax.devices()
-        mesh_shape = check_devices(experiment, len(devices))
-        with display.preparation(out) as progress:
-            prepared = prepare(experiment.data, report=progress)
-        mesh = make_mesh(mesh_shape)
-        setup = set_up(experiment, prepared, mesh)
-        prepared.tokenizer.save(folder / directory.TOKENIZER)
-        facts = {"devices": f"{len(devices)} x {devices[0].device_kind}", "mesh": mesh_shape, "data": prepared.key}
-        directory.record_start(folder, experiment, facts)
+        with agreed("mesh"):
+            mesh = _mesh(experiment, devices, out)
+        with clock.during("preparing"):
+            prepared = _prepared(experiment.data, out)
+        start = 0
+        with agreed("set-up"):
+            setup = set_up(experiment, prepared, mesh)
+            if leading:
+                prepared.tokenizer.save(folder / directory.TOKENIZER)
+                kind = f"{len(devices)} x {devices[0].device_kind}"
+                facts = {"devices": kind, "mesh": dict(mesh.shape), "data": prepared.key, "processes": processes.count()}
+                start = directory.record_start(folder, experiment, facts)
         with jax.set_mesh(mesh):
-            return _run(setup, folder, out)
+            return _run(setup, folder, out, clock, start)
+
+
+def _mesh(experiment: Experiment, devices: list[jax.Device], out: Any) -> jax.sharding.Mesh:
+    """Return the run's mesh, and say why where it was left to be chosen."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    choice = settle_mesh(experiment, len(devices), chip(devices[0].device_kind), slices)
+    for reason in choice.reasons:
+        out.print(f"mesh: {reason}", soft_wrap=True)
+    return make_mesh(choice.shape, devices)
+
+
+def _prepared(data: DataConfig, out: Any) -> Prepared:
+    """Return the prepared data: process 0 makes what is missing, the others find it there or make their own after it."""
+    leading, prepared = processes.index() == 0, None
+    with agreed("data prepared", timeout=DAY):
+        if leading:
+            with display.preparation(out) as progress:
+                prepared = prepare(data, report=progress)
+    with agreed("data found", timeout=DAY):
+        prepared = prepared or prepare(data)
+    same("prepared data", prepared.key, "their sources are not the same files")
+    return prepared
+
+
+def _check_processes(experiment: Experiment) -> None:
+    for name in ("record", "replay"):
+        if processes.count() > 1 and getattr(experiment.router, name):
+            raise ConfigError(
+                f"router.{name} works in a run of one process, and this one has {processes.count()}: leave it out, or start one"
+            )
 
 
 def check_inputs(data: DataConfig) -> None:
@@ -59,12 +108,14 @@ def check_inputs(data: DataConfig) -> None:
         train_tokenizer(data.tokenizer, ())
 
 
-def _run(setup: Setup, folder: Path, out: Any) -> list[dict[str, Any]]:
+def _run(setup: Setup, folder: Path, out: Any, clock: goodput.Clock, start: int) -> list[dict[str, Any]]:
     """Restore or begin, take the steps, and leave curves, samples and a summary behind."""
-    experiment, saves = setup.experiment, folder / directory.CHECKPOINTS
-    state = restore_or_begin(setup, saves, out.print)
+    experiment, saves, leading = setup.experiment, folder / directory.CHECKPOINTS, jax.process_index() == 0
+    with clock.during("restoring"), agreed("state"):
+        state = restore_or_begin(setup, saves, out.print)
     first = int(state.step)
-    log = MetricsLog(folder / directory.METRICS, first, folder / "tensorboard" if experiment.log.tensorboard else None)
+    with agreed("record"):
+        log, account = _open_log(experiment, folder, first, clock, start)
     mesh = " x ".join(f"{name} {size}" for name, size in setup.mesh.shape.items())
     out.print(
         f"[bold]{experiment.name}[/]: {f'continuing at step {first}' if first else 'training'}, "
@@ -73,40 +124,70 @@ def _run(setup: Setup, folder: Path, out: Any) -> list[dict[str, Any]]:
     )
     writer = CheckpointWriter(saves, experiment.checkpoint.keep, experiment.checkpoint.keep_every)
     try:
-        if first < experiment.steps:
-            with stop_signals() as stop:
-                state = _take_steps(setup, state, first, log, writer, out, stop)
-            writer.wait()
-        if int(state.step) < experiment.steps:
-            out.print(f"stopped and saved after step {int(state.step)}: run the same command to continue")
-        else:
-            samples = report.write_samples(setup, state.params)
-            report.draw_curves(log.rows, folder / "curves.png", experiment.name)
-            if setup.model.moe_layers:
-                draw_routers(log.rows, setup.model.moe_layers, folder / "routers.png", experiment.name)
-            report.write_summary(setup, log.rows, samples, folder, out)
+        with announced():
+            if first < experiment.steps:
+                with stop_signals() as stop:
+                    state = _take_steps(setup, state, first, log, writer, out, stop, clock, account)
+                clock.turn("other")
+                writer.wait()
+            if int(state.step) < experiment.steps:
+                out.print(f"stopped and saved after step {int(state.step)}: run the same command to continue")
+            else:
+                samples = report.write_samples(setup, state.params)
+                if leading:
+                    report.write_all(setup, log.rows, samples, folder, out)
+            if first < experiment.steps:
+                account(int(state.step))
     finally:
         log.close()
         writer.close()
     return log.rows
 
 
+def _open_log(
+    experiment: Experiment, folder: Path, first: int, clock: goodput.Clock, start: int
+) -> tuple[MetricsLog, Callable[[int], None]]:
+    """Return the record, open in process 0, and account(step), which writes there where the time went."""
+    if jax.process_index() > 0:
+        return MetricsLog(None, first), lambda step: None
+    path = folder / directory.METRICS
+    before = read_rows(path)
+    earlier, said = goodput.settle_earlier(before, first, experiment.log.every), goodput.by_start(before)
+    log = MetricsLog(path, first, folder / "tensorboard" if experiment.log.tensorboard else None)
+
+    def account(step: int, number: int = start, seconds: dict[str, float] | None = None) -> None:
+        others = [spent for n, spent in earlier.items() if n < number]
+        log.write(step, "goodput", goodput.row_of(seconds or clock.read(), number, others))
+
+    for number, seconds in earlier.items():
+        if seconds != said[number]:
+            account(first, number, seconds)
+    return log, account
+
+
 def _take_steps(
-    setup: Setup, state: TrainState, first: int, log: MetricsLog, writer: CheckpointWriter, out: Any, stop: Callable[[], bool]
-) -> TrainState:
-    """Take steps until the last or until asked to stop. Results are read one step behind, so that devices never wait."""
-    experiment = setup.experiment
+    setup: Setup, state: TrainState, first: int, log: MetricsLog, writer: CheckpointWriter, out: Any, stop: Callable[[], bool],
+    clock: goodput.Clock, account: Callable[[int], None],
+) -> TrainState:  # fmt: skip
+    """Take steps until the last or until asked to stop. Results are read one step behind, so that devices never wait.
+
+    Of several processes any may be asked: each step's results tell it to all, which so stop after the same one.
+    """
+    experiment, many, asked = setup.experiment, jax.process_count() > 1, False
     validate, step_program = make_validate(setup), None
     progress = display.TrainingDisplay(out, first, experiment.steps)
-    feed = prefetch(setup.batches("train"), first, experiment.steps)
+    feed = prefetch(setup.reader("train"), first, experiment.steps)
     pending: deque[tuple[int, dict[str, Any], dict[str, Any]]] = deque()
     since = time.monotonic()
 
     def settle(keep: int) -> None:
-        nonlocal since
+        nonlocal since, asked
         while len(pending) > keep:
             step, facts, results = pending.popleft()
             results = jax.device_get(results)
+            if many:
+                facts |= summarize_rows(results.pop("rows"))
+                asked |= bool(results.pop("stop"))
             if "decisions" in results:
                 decided = results.pop("decisions")
                 decisions.write_decisions(Path(experiment.router.record), step, decided, facts["batch_hash"])
@@ -119,27 +200,36 @@ def _take_steps(
     try:
         with jax.transfer_guard("disallow"):
             for step in range(first, experiment.steps):
+                clock.turn("waiting")
                 waiting = time.monotonic()
-                batch, digest = next(feed)
-                facts = {"batch_hash": digest, "bytes": setup.bytes_of(batch), "data_wait_seconds": time.monotonic() - waiting}
-                inputs = setup.place(batch, experiment.accumulate), setup.place_replayed(step, digest)
+                batch, described = next(feed)
+                facts = {} if many else summarize_rows(described)
+                facts["data_wait_seconds"] = time.monotonic() - waiting
+                clock.turn("stepping")
+                inputs = setup.inputs(step, batch, described, stop())
                 if step_program is None:
-                    step_program = compile_step(setup, state, inputs)
+                    with clock.during("compiling"):
+                        step_program = compile_step(setup, state, inputs)
                     since = time.monotonic()
                 state, results = step_program(state, inputs)
                 pending.append((step, facts, results))
                 settle(keep=1)
-                done, stopping = step + 1, stop()
+                if step == first + 1:
+                    account(step)
+                done, stopping = step + 1, asked if many else stop()
                 last = done == experiment.steps
                 if validate is not None and (_due(done, experiment.evaluation.every) or last):
                     settle(keep=0)
-                    row = log.write(done, "validation", validate(state.params))
+                    with clock.during("evaluating"):
+                        row = log.write(done, "validation", validate(state.params))
                     progress.say(f"validation after step {done}: {display.describe(row)}")
                     since = time.monotonic()
                 if _due(done, experiment.checkpoint.every) or last or stopping:
                     settle(keep=0)
-                    log.sync()
-                    writer.save(state, done, describe_checkpoint(setup, done))
+                    with clock.during("saving"):
+                        log.sync()
+                        writer.save(state, done, describe_checkpoint(setup, done))
+                    account(done)
                     since = time.monotonic()
                 if stopping:
                     break

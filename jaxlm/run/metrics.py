@@ -12,26 +12,32 @@ from jaxlm.errors import CheckpointError
 class MetricsLog:
     """Appends rows; on continuing a run, rows from the restored step on are dropped, for they are computed again."""
 
-    def __init__(self, path: Path, next_step: int, tensorboard: Path | None = None):
-        """Open the record of a run whose next step is `next_step`; `tensorboard` is the folder to mirror it to."""
-        self.rows = keep_rows_before(path, next_step)
-        self._file = path.open("a", encoding="utf-8")
+    def __init__(self, path: Path | None, next_step: int, tensorboard: Path | None = None):
+        """Open the record of a run whose next step is `next_step`; `tensorboard` is the folder to mirror it to.
+
+        Without a path rows are only returned: another process writes them.
+        """
+        self.rows = keep_rows_before(path, next_step) if path else []
+        self._file = path.open("a", encoding="utf-8") if path else None
         self._board = None
-        if tensorboard is not None:
+        if path and tensorboard is not None:
             from tensorboardX import SummaryWriter
 
             self._board = SummaryWriter(str(tensorboard), purge_step=next_step, flush_secs=10)
 
     def write(
-        self, step: int, split: Literal["train", "validation"], values: dict[str, Any], *, keep: bool = True
+        self, step: int, split: Literal["train", "validation", "goodput"], values: dict[str, Any], *, keep: bool = True
     ) -> dict[str, Any]:
         """Return one row and, with `keep`, append it. Reading a number back gives the same bits; NaN becomes null.
 
         A validation row that stands there already (the run was stopped after it) is not written twice.
         """
         row = {"step": step, "split": split} | {k: _finite(v) for k, v in values.items()}
-        known = split == "validation" and any(r["step"] == step and r["split"] == split for r in self.rows[-2:])
+        known = split == "validation" and any(r["step"] == step and r["split"] == split for r in reversed(self.rows))
         if known or not keep:
+            return row
+        if self._file is None:
+            self.rows.append(row)
             return row
         try:
             self._file.write(json.dumps(row, allow_nan=False) + "\n")
@@ -50,12 +56,14 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Put what has been written on disk: a checkpoint must not be ahead of its record."""
-        os.fsync(self._file.fileno())
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Put everything on disk and close."""
         self.sync()
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()
 
@@ -88,12 +96,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def keep_rows_before(path: Path, next_step: int) -> list[dict[str, Any]]:
     """Keep in the file, and return, the rows that a state about to take `next_step` has behind it.
 
-    A row of training step s comes of that step; a validation row s is of the state that step s begins from.
+    A row of training step s comes of that step; a validation row s is of the state that step s begins from. Goodput rows
+    stay all: the time was spent.
     """
     from jaxlm.run.directory import write_atomically
 
     rows = read_rows(path)
-    kept = [r for r in rows if r["step"] < next_step or (r["split"] == "validation" and r["step"] <= next_step)]
+
+    def keeps(row: dict[str, Any]) -> bool:
+        at_state = row["split"] == "validation" and row["step"] == next_step
+        return row["step"] < next_step or at_state or row["split"] == "goodput"
+
+    kept = list(filter(keeps, rows))
     text = "".join(json.dumps(row) + "\n" for row in kept)
     if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
         write_atomically(path, text)

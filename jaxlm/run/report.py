@@ -12,6 +12,7 @@ from rich.table import Table
 from jaxlm import param
 from jaxlm.decode.generate import Sampling, generate_text
 from jaxlm.run.directory import write_atomically
+from jaxlm.run.router_report import draw_routers
 from jaxlm.run.setup import Setup
 
 
@@ -34,6 +35,15 @@ def write_samples(setup: Setup, params: Any) -> list[tuple[str, str]]:
         jax.random.key(setup.experiment.seed),
     )
     return list(zip(prompts, texts, strict=True))
+
+
+def write_all(setup: Setup, rows: Sequence[dict[str, Any]], samples: Sequence[tuple[str, str]], folder: Path, out: Any) -> None:
+    """Leave pictures and a summary in a finished run's folder."""
+    name, layers = setup.experiment.name, setup.model.moe_layers
+    draw_curves(rows, folder / "curves.png", name)
+    if layers:
+        draw_routers(rows, layers, folder / "routers.png", name)
+    write_summary(setup, rows, samples, folder, out)
 
 
 def draw_curves(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:

@@ -15,13 +15,14 @@ from jaxlm.data.mixture import Batches
 from jaxlm.data.packing import Batch
 from jaxlm.data.prepare import Prepared
 from jaxlm.errors import CheckpointError, ConfigError
-from jaxlm.eval.language_model import evaluate, target_bytes
+from jaxlm.eval.language_model import evaluate
 from jaxlm.experiment import Experiment
 from jaxlm.model import flops, moe, transformer
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.intervention import freeze_routers, make_edit
 from jaxlm.objective import language_model
-from jaxlm.run import decisions, initial
+from jaxlm.run import decisions, initial, rows
+from jaxlm.run.agreement import agreed, told
 from jaxlm.run.directory import versions
 from jaxlm.train import checkpoint
 from jaxlm.train.optimizer import make_optimizer, schedule
@@ -42,33 +43,60 @@ class Setup:
     mesh: jax.sharding.Mesh
 
     def batches(self, split: str) -> Batches:
-        """Return the batches of a split, this process's rows of them."""
-        shard = (jax.process_index(), jax.process_count())
-        return Batches(self.prepared, split, self.experiment.batch_size, self.experiment.seed, shard=shard)
+        """Return the batches of a split; with several processes, the rows of them that this one's devices take."""
+        accumulate = self.experiment.accumulate if split == "train" else 1
+        held = rows.local_rows(*self._placement(accumulate)) if jax.process_count() > 1 else None
+        return Batches(self.prepared, split, self.experiment.batch_size, self.experiment.seed, rows=held)
 
-    def bytes_of(self, batch: Batch) -> int:
-        """Return how many bytes of text the targets of a batch stand for."""
-        return target_bytes(batch.targets, batch.weights, self.token_bytes)
+    def reader(self, split: str) -> Callable[[int], tuple[Batch, np.ndarray]]:
+        """Return read(step) -> this process's rows of a batch, and what `rows.describe_rows` says of them."""
+        batches = self.batches(split)
+
+        def read(step: int) -> tuple[Batch, np.ndarray]:
+            batch = batches.batch(step)
+            return batch, rows.describe_rows(batch, self.token_bytes)
+
+        return read
 
     def place(self, batch: Batch, accumulate: int = 1) -> Batch:
         """Put this process's rows on the mesh: [B, L] or, for accumulation, [accumulate, B / accumulate, L]."""
-        spec = self.experiment.layout.spec("batch", None)
-        if accumulate > 1:
-            batch = jax.tree.map(lambda x: np.reshape(x, (accumulate, -1, x.shape[-1])), batch)
-            spec = jax.P(None, *spec)
-        sharding = jax.sharding.NamedSharding(self.mesh, spec)
+        sharding, shape = self._placement(accumulate)
         if jax.process_count() == 1:
-            return jax.device_put(batch, sharding)
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+            return jax.device_put(jax.tree.map(lambda x: np.reshape(x, shape), batch), sharding)
+        return jax.tree.map(lambda x: rows.place_rows(x, sharding, shape), batch)
 
-    def place_replayed(self, step: int, batch_hash: str) -> jax.Array | None:
-        """Return the recorded experts that a step is to follow, [mixture layers, B, L, K], placed as its batch is; or None."""
-        if not self.experiment.router.replay:
-            return None
-        rows, accumulate = self.experiment.batch_size, self.experiment.accumulate
-        shape = decisions.shape_of(self.model, rows, self.experiment.data.sequence_length)
+    def place_described(self, described: np.ndarray, accumulate: int = 1) -> jax.Array:
+        """Put what is said of this process's rows on the mesh, as the rows are: `rows.summarize_rows` reads it gathered."""
+        sharding, shape = self._placement(accumulate)
+        split = jax.sharding.NamedSharding(self.mesh, jax.P(*sharding.spec[:-1], None))
+        return rows.place_rows(described, split, (*shape[:-1], described.shape[1]))
+
+    def _placement(self, accumulate: int) -> tuple[jax.sharding.NamedSharding, tuple[int, ...]]:
+        """Return how a batch's arrays lie on the mesh, and their shape."""
+        spec = self.experiment.layout.spec("batch", "length")
+        shape = (self.experiment.batch_size, self.experiment.data.sequence_length)
+        if accumulate > 1:
+            spec, shape = jax.P(None, *spec), (accumulate, shape[0] // accumulate, shape[1])
+        return jax.sharding.NamedSharding(self.mesh, spec), shape
+
+    def inputs(self, step: int, batch: Batch, described: np.ndarray, stop: bool) -> tuple[Any, ...]:
+        """Return what a step takes: its batch and replayed experts, placed, and what processes tell one another, if many."""
+        accumulate = self.experiment.accumulate
+        placed = self.place(batch, accumulate)
+        if jax.process_count() > 1:
+            told = self.place_described(described, accumulate), rows.place_flag(stop, self.mesh)
+            return placed, None, told
+        replayed = None
+        if self.experiment.router.replay:
+            replayed = self.place_replayed(step, rows.summarize_rows(described)["batch_hash"])
+        return placed, replayed
+
+    def place_replayed(self, step: int, batch_hash: str) -> jax.Array:
+        """Return the recorded experts that a step is to follow, [mixture layers, B, L, K], placed as its batch is."""
+        accumulate = self.experiment.accumulate
+        shape = decisions.shape_of(self.model, self.experiment.batch_size, self.experiment.data.sequence_length)
         experts = decisions.read_experts(Path(self.experiment.router.replay), step, batch_hash, shape)
-        spec = jax.P(None, *self.experiment.layout.spec("batch", None, None))
+        spec = jax.P(None, *self.experiment.layout.spec("batch", "length", None))
         if accumulate > 1:
             experts = np.moveaxis(experts.reshape(shape[0], accumulate, -1, *shape[2:]), 1, 0)
             spec = jax.P(None, *spec)
@@ -98,28 +126,51 @@ def set_up(experiment: Experiment, prepared: Prepared, mesh: jax.sharding.Mesh) 
 
 
 def restore_or_begin(setup: Setup, saves: Path, say: Callable[[str], None]) -> TrainState:
-    """Return the newest good state in `saves`, or a fresh one where there is none; damaged ones are named and moved aside."""
-    layout = setup.experiment.layout
-    abstract = abstract_state(setup.spec, setup.optimizer, layout, setup.mesh)
+    """Return the newest good state in `saves`, or a fresh one where there is none; damaged ones are named and moved aside.
+
+    Which checkpoint is good is settled once, for all processes: process 0 verifies its files, and each must be able to read
+    its part.
+    """
+    abstract = abstract_state(setup.spec, setup.optimizer, setup.experiment.layout, setup.mesh)
 
     def load(step: int) -> TrainState:
-        state = checkpoint.read_state(saves, step, abstract)
-        if int(state.step) != step:
-            raise CheckpointError(f"checkpoint {saves / str(step)} holds the state of step {int(state.step)}")
-        return state
+        with agreed(f"checkpoint {step} verified", timeout=3600):
+            if jax.process_index() == 0:
+                checkpoint.verify(saves, step)
+        with agreed(f"checkpoint {step} compared"):
+            checkpoint.compare(saves, step, checkpoint.items(abstract))
+        with agreed(f"checkpoint {step} read", timeout=3600):
+            state = checkpoint.read_state(saves, step, abstract, verified=True)
+            if int(state.step) != step:
+                raise CheckpointError(f"checkpoint {saves / str(step)} holds the state of step {int(state.step)}")
+            return state
 
-    found = checkpoint.newest_good(saves, load, lambda fault: say(f"[yellow]warning:[/] {fault}"))
+    steps = told("list of checkpoints", checkpoint.saved_steps(saves))
+    found = checkpoint.newest_good(saves, load, lambda fault: say(f"[yellow]warning:[/] {fault}"), steps)
     if found is None:
         return initial.begin(setup.experiment, setup.model, setup.spec, setup.optimizer, setup.mesh)
-    for step in [s for s in checkpoint.saved_steps(saves) if s > found[0]]:
-        say(f"moved checkpoint {step} to {checkpoint.set_aside(saves, step)}")
+    with agreed("damaged checkpoints moved"):
+        for step in [s for s in steps if s > found[0] and jax.process_index() == 0]:
+            say(f"moved checkpoint {step} to {checkpoint.set_aside(saves, step)}")
     return found[1]
 
 
 def compile_step(setup: Setup, state: TrainState, inputs: Any) -> Callable[[TrainState, Any], tuple[TrainState, dict]]:
-    """Compile the train step once, ahead of time, its state donated: another shape later is an error, not a recompilation."""
+    """Compile the train step once, ahead of time, its state donated: another shape later is an error, not a recompilation.
+
+    With several processes the same program gathers what they tell of their rows: a program of its own could meet the step's
+    on the network in another order on each.
+    """
     step = make_step(setup.experiment, setup.model, setup.spec, setup.optimizer)
-    return jax.jit(step, donate_argnums=0).lower(state, inputs).compile()
+
+    def step_and_tell(state: TrainState, inputs: Any) -> tuple[TrainState, dict]:
+        *inputs, (described, flags) = inputs
+        state, results = step(state, tuple(inputs))
+        told = {"rows": rows.everywhere(described), "stop": rows.any_flag(flags)}
+        return state, rows.everywhere(results) | told
+
+    program = step if len(inputs) == 2 else step_and_tell
+    return jax.jit(program, donate_argnums=0).lower(state, inputs).compile()
 
 
 def make_step(
@@ -150,20 +201,28 @@ def make_validate(setup: Setup) -> Callable[[Any], dict[str, float]] | None:
     """Return validate(params) -> loss and its kin over the held-out batches; None where nothing is held out."""
     if not setup.prepared.validation.rows:
         return None
-    batches = setup.batches("validation")
-    count = min(setup.experiment.evaluation.batches or batches.num_batches, batches.num_batches)
+    read, num_batches = setup.reader("validation"), setup.batches("validation").num_batches
+    count = min(setup.experiment.evaluation.batches or num_batches, num_batches)
     router = dataclasses.replace(setup.experiment.router, replay="")
 
     @jax.jit
     def sums_of(params: Any, batch: Any) -> language_model.Sums:
         edit = make_edit(router, setup.model, batch.tokens)
-        return language_model.loss(params, batch, setup.model, setup.experiment.layout, edit=edit)[1]
+        sums = language_model.loss(params, batch, setup.model, setup.experiment.layout, edit=edit)[1]
+        return rows.everywhere(sums) if jax.process_count() > 1 else sums
 
-    def validate(params: Any) -> dict[str, float]:
-        read = (batches.at(index)[0] for index in range(count))
-        return evaluate(sums_of, params, ((setup.place(batch), setup.bytes_of(batch)) for batch in read))
+    gather = jax.jit(rows.everywhere)
+    bytes_of: dict[int, int] = {}  # by batch: the same ones are read at every validation
 
-    return validate
+    def placed(index: int) -> tuple[Batch, int]:
+        batch, described = read(index)
+        if index not in bytes_of:
+            if jax.process_count() > 1:
+                described = jax.device_get(gather(setup.place_described(described)))
+            bytes_of[index] = rows.summarize_rows(described)["bytes"]
+        return setup.place(batch), bytes_of[index]
+
+    return lambda params: evaluate(sums_of, params, map(placed, range(count)))
 
 
 def describe_checkpoint(setup: Setup, step: int) -> dict[str, Any]:
@@ -174,5 +233,6 @@ def describe_checkpoint(setup: Setup, step: int) -> dict[str, Any]:
         "tokenizer": setup.prepared.tokenizer.digest,
         "data": {"key": setup.prepared.key, "seed": setup.experiment.seed, "next_step": step},
         "mesh": dict(setup.mesh.shape),
+        "processes": jax.process_count(),
         "versions": versions(),
     }

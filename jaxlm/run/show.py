@@ -11,11 +11,12 @@ from rich.table import Table
 
 from jaxlm import param
 from jaxlm.config import difference, digest, flatten
-from jaxlm.experiment import Experiment, check_devices, load_experiment
+from jaxlm.experiment import Experiment, load_experiment, settle_mesh, work_of
+from jaxlm.hardware import Chip, chip
 from jaxlm.layout import ways as layout_ways
 from jaxlm.model import flops, transformer
-from jaxlm.model.config import ModelConfig
 from jaxlm.run.directory import load_config
+from jaxlm.train import arrange
 
 
 def show_experiment(experiment: Experiment, num_devices: int) -> None:
@@ -23,7 +24,9 @@ def show_experiment(experiment: Experiment, num_devices: int) -> None:
     out = Console(highlight=False)
     out.width = max(out.width, 128)  # names of weights in full
     num_devices = num_devices or jax.device_count()
-    shape = check_devices(experiment, num_devices)
+    kind = chip(jax.devices()[0].device_kind)
+    choice = settle_mesh(experiment, num_devices, kind)
+    shape = choice.shape
     out.print(f"[bold]{experiment.name}[/]  digest {digest(experiment)}\n")
     fields = _table("field", "value")
     for name, value in flatten(experiment).items():
@@ -32,7 +35,9 @@ def show_experiment(experiment: Experiment, num_devices: int) -> None:
     out.print()
     out.print(_parts(experiment))
     out.print()
-    out.print(_costs(experiment, shape))
+    for reason in choice.reasons:
+        out.print(f"mesh: {reason}")
+    out.print(_costs(experiment, shape, kind))
     out.print()
     out.print(_placement(experiment, shape))
 
@@ -57,41 +62,13 @@ def _parts(experiment: Experiment) -> Table:
     return table
 
 
-def activation_bytes(experiment: Experiment, mesh_shape: dict[str, int]) -> float:
-    """Return roughly what one device keeps of a step's forward pass: what matrix products gave, or layer inputs alone.
-
-    Kernels that are written out (plain, blocked) keep float32 attention logits, fused ones (cudnn, splash) do not.
-    """
-    model = experiment.model.for_platform(jax.default_backend())
-    length = experiment.data.sequence_length
-    rows = experiment.batch_size // experiment.accumulate // experiment.layout.ways("batch", mesh_shape)
-    itemsize = 2 if model.compute_dtype == "bfloat16" else 4
-    kept = model.hidden_size * itemsize
-    if experiment.remat != "full":
-        heads = 2 * (model.num_heads + model.kv_heads) * model.head_size
-        hidden = model.intermediate_size * (2 if model.gated else 1)
-        kept += (2 * model.hidden_size + heads) * itemsize
-        if model.attention_kernel in ("plain", "blocked"):
-            kept += 4 * model.num_heads * length
-        dense = model.num_layers - len(model.moe_layers)
-        return rows * length * (model.num_layers * kept + (dense * hidden + _mixtures_keep(model)) * itemsize)
-    return rows * length * model.num_layers * kept
-
-
-def _mixtures_keep(model: ModelConfig) -> float:
-    """Return the values a token leaves in all mixture layers: hidden activations and copies of it, with the spare places."""
-    moe = model.moe
-    size = (moe.expert_size or model.intermediate_size) * (2 if model.gated else 1)
-    visits = moe.experts_per_token * (moe.capacity_factor or 1.0)
-    return len(model.moe_layers) * (visits * (size + 2 * model.hidden_size) + moe.shared_experts * size)
-
-
-def _costs(experiment: Experiment, shape: dict[str, int]) -> Table:
+def _costs(experiment: Experiment, shape: dict[str, int], kind: Chip | None) -> Table:
     length, spec = experiment.data.sequence_length, transformer.spec(experiment.model)
     per_token = flops.train_flops_per_token(experiment.model, length)
     tokens = experiment.batch_size * length
     weights = param.bytes_per_device(spec, experiment.layout, shape)
-    copies = {"adamw": 2, "muon": 2, "lion": 1, "sgd": 1, "adafactor": 0}[experiment.optimizer.kind]
+    copies = arrange.OPTIMIZER_COPIES[experiment.optimizer.kind]
+    kept = arrange.activation_bytes(work_of(experiment, kind), shape)
     rows: dict[str, Any] = {"mesh": " x ".join(f"{name} {size}" for name, size in shape.items())}
     if experiment.model.moe.num_experts:
         rows["active parameters a token"] = f"{flops.active_parameters(experiment.model):,.0f} of {param.count(spec):,}"
@@ -102,7 +79,7 @@ def _costs(experiment: Experiment, shape: dict[str, int]) -> Table:
         "parameters a device": _bytes(weights),
         "optimizer state a device": f"{_bytes(copies * weights)}{' at most' if experiment.optimizer.kind == 'muon' else ''}",
         "gradients a device": _bytes(weights),
-        "activations a device": f"{_bytes(activation_bytes(experiment, shape))} (estimate, remat {experiment.remat})",
+        "activations a device": f"{_bytes(kept)} (estimate, remat {experiment.remat})",
     }
     table = _table("cost", "value")
     for name, value in rows.items():

@@ -199,6 +199,12 @@ def choose(
             fault = fault or refusal
             continue
         found.append((estimate(work, shape, chip, slices), shape))
+    if not found and fault is None:
+        sizes = " x ".join(f"mesh.{axis} = {size}" for axis, size in given.items() if size > 1)
+        raise ConfigError(
+            f"mesh = auto: {sizes}, as given, is no part of {num_devices} devices: leave it to be chosen with "
+            + " ".join(f"--mesh.{axis} {0 if axis == 'data' else 1}" for axis, size in given.items() if size > 1)
+        )
     if not found:
         raise ConfigError(f"mesh = auto: no arrangement of {num_devices} devices works. Of the simplest: {fault}")
     limit = USABLE * chip.memory_bytes if chip else math.inf

@@ -5,7 +5,8 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class CheckpointWriter:
         """
         self.wait()
         try:
-            response = self._orbax.save_checkpointables_async(step, _items(state), force=True, custom_metadata=description)
+            response = self._orbax.save_checkpointables_async(step, items(state), force=True, custom_metadata=description)
         except Exception as fault:
             raise self._explain(fault) from fault
         self._pending = threading.Thread(target=self._finish, args=(response, step), name="checkpoint")
@@ -94,8 +95,8 @@ class CheckpointWriter:
         )
 
 
-def _items(state: TrainState) -> dict[str, Any]:
-    """Split the state so that a reader can ask for the parameters alone."""
+def items(state: TrainState) -> dict[str, Any]:
+    """Split the state as it is kept, so that a reader can ask for the parameters alone."""
     return {
         "params": state.params,
         "optimizer": state.optimizer,
@@ -103,27 +104,64 @@ def _items(state: TrainState) -> dict[str, Any]:
     }
 
 
-def read_state(folder: Path, step: int, abstract: TrainState) -> TrainState:
-    """Return the whole state saved at `step`, placed as `abstract` says, whatever mesh wrote it."""
-    items = read(folder, step, _items(abstract))
-    progress = items["progress"]
-    return TrainState(progress["step"], progress["rng"], items["params"], items["optimizer"], progress["guard"])
+def read_state(folder: Path, step: int, abstract: TrainState, *, verified: bool = False) -> TrainState:
+    """Return the whole state saved at `step`, placed as `abstract` says, whatever mesh and processes wrote it; see `read`."""
+    found = read(folder, step, items(abstract), verified=verified)
+    progress = found["progress"]
+    return TrainState(progress["step"], progress["rng"], found["params"], found["optimizer"], progress["guard"])
 
 
-def read(folder: Path, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
-    """Return the named items saved at `step`, or raise CheckpointError where they are damaged or of another shape."""
+def verify(folder: Path, step: int) -> None:
+    """Raise CheckpointError where a file of the checkpoint at `step` is not as it was written."""
     path = folder / str(step)
     fault = damage(path)
     if fault:
         raise CheckpointError(f"checkpoint {path} is damaged: {fault}")
-    try:
-        _compare(path, ocp.checkpointables_metadata(path.absolute()).metadata, abstract)
+
+
+def read(folder: Path, step: int, abstract: dict[str, Any], *, verified: bool = False) -> dict[str, Any]:
+    """Return the named items saved at `step`, or raise CheckpointError where they are damaged or of another shape.
+
+    Of several processes each reads its own part and waits for no other, so that a fault of one is only its own: it is for
+    the caller to agree on it, here and before on `compare`. Files are checked first, unless `verified`.
+    """
+    if not verified:
+        verify(folder, step)
+        compare(folder, step, abstract)
+    path = folder / str(step)
+    with _readable(path):
         return ocp.load_checkpointables(path.absolute(), abstract)
+
+
+def compare(folder: Path, step: int, abstract: dict[str, Any]) -> None:
+    """Raise CheckpointError where the checkpoint at `step` does not say that it holds `abstract`."""
+    path = folder / str(step)
+    with _readable(path):
+        _compare(path, ocp.checkpointables_metadata(path.absolute()).metadata, abstract)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Read without the other processes, and turn whatever goes wrong into a CheckpointError."""
+    try:
+        with _reading_alone():
+            yield
     except CheckpointError:
         raise
     except Exception as fault:
         reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
         raise CheckpointError(f"checkpoint {path} cannot be read as this model: {reason:.300}") from fault
+
+
+def _reading_alone() -> AbstractContextManager[Any]:
+    if jax.process_count() == 1:
+        return nullcontext()
+    me = jax.process_index()
+    return ocp.Context(
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"reader{me}"
+        )
+    )
 
 
 def _compare(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -99,14 +99,15 @@ def test_batch_larger_than_the_data(prepared):
     assert len(set(map(bytes, batch.tokens))) <= rows < len(batch.tokens) == 3 * rows
 
 
-def test_shards_are_parts_of_the_same_batch(prepared):
+def test_rows_are_parts_of_the_same_batch(prepared):
     for split in ("train", "validation"):
         whole, whole_hash = Batches(prepared, split, 6, 1).at(1)
-        parts = [Batches(prepared, split, 6, 1, shard=(index, 3)).at(1)[0] for index in range(3)]
+        parts = [Batches(prepared, split, 6, 1, rows=rows).batch(1) for rows in ([0], range(1, 4), [4, 5])]
         assert same(whole, [np.concatenate(arrays) for arrays in zip(*parts, strict=True)])
         assert combine_hashes(itertools.chain.from_iterable(map(hash_rows, parts))) == whole_hash
-    with pytest.raises(ConfigError, match="does not divide over 4 processes"):
-        Batches(prepared, "train", 6, 1, shard=(0, 4))
+        assert same(Batches(prepared, split, 6, 1, rows=[0, 2, 5]).batch(1), [array[[0, 2, 5]] for array in whole])
+    with pytest.raises(ConfigError, match="less than a row"):
+        Batches(prepared, "train", 0, 1)
 
 
 def test_the_hash_covers_every_array(prepared):
@@ -159,8 +160,8 @@ def test_no_rows(byte_config):
 
 def test_prefetch_reads_ahead_and_stops(prepared):
     batches = Batches(prepared, "train", 2, 0)
-    assert [content_hash for _, content_hash in prefetch(batches, 3, 9)] == [batches.at(step)[1] for step in range(3, 9)]
-    ahead = prefetch(batches, 0, 10**9)
+    assert [content_hash for _, content_hash in prefetch(batches.at, 3, 9)] == [batches.at(step)[1] for step in range(3, 9)]
+    ahead = prefetch(batches.at, 0, 10**9)
     next(ahead)
     assert any(thread.name == "jaxlm-data" for thread in threading.enumerate())
     started = time.monotonic()
@@ -171,7 +172,7 @@ def test_prefetch_reads_ahead_and_stops(prepared):
 
 def test_prefetch_hands_on_what_fails_at_its_step(prepared):
     batches = Batches(prepared, "validation", 2, 0)
-    ahead = prefetch(batches, batches.num_batches - 1, batches.num_batches + 1)
+    ahead = prefetch(batches.at, batches.num_batches - 1, batches.num_batches + 1)
     next(ahead)
     with pytest.raises(IndexError):
         next(ahead)

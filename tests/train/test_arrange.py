@@ -80,6 +80,8 @@ def test_nothing_divides():
         match=r"no arrangement of 7 devices works.*model.hidden_size = 128 cannot be split evenly over mesh.data = 7",
     ):
         settle_mesh(of("nano", 8, 256), 7)
+    with pytest.raises(ConfigError, match=r"mesh.data = 4, as given, is no part of 6 devices: .*--mesh.data 0"):
+        settle_mesh(of("nano", 8, 256, mesh=MeshConfig(auto=True, data=4)), 6)
 
 
 @pytest.mark.parametrize(

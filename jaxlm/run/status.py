@@ -1,0 +1,78 @@
+"""`jaxlm show RUN`: how a run stands, from its directory alone."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from jaxlm.experiment import Experiment
+from jaxlm.run import goodput
+from jaxlm.run.directory import CHECKPOINTS, METRICS, in_use, load_config, read_starts
+from jaxlm.run.display import describe
+from jaxlm.run.metrics import read_rows
+from jaxlm.train.checkpoint import saved_steps
+
+
+def show_run(folder: Path) -> None:
+    """Print a run's state, its newest results and checkpoints, its starts, and where their time went.
+
+    Raises CheckpointError where the folder is no run.
+    """
+    experiment = load_config(folder)
+    rows, starts, saves = read_rows(folder / METRICS), read_starts(folder), saved_steps(folder / CHECKPOINTS)
+    out = Console(highlight=False)
+    out.width = max(out.width, 128)
+    out.print(f"[bold]{experiment.name}[/] in {folder}: {_state(folder, experiment, rows, saves)}", soft_wrap=True)
+    for split in ("train", "validation"):
+        newest = next((row for row in reversed(rows) if row["split"] == split), None)
+        if newest is not None:
+            out.print(f"{split}: {describe(newest)} {_after(newest)}", soft_wrap=True)
+    out.print(f"checkpoints: {', '.join(map(str, saves)) or 'none yet'}\n", soft_wrap=True)
+    if starts:
+        out.print(_starts(starts))
+    spent = goodput.by_start(rows)
+    if spent:
+        out.print()
+        out.print(_seconds(spent))
+
+
+def _after(row: dict[str, Any]) -> str:
+    return f"(after step {row['step'] + (row['split'] == 'train')})"
+
+
+def _state(folder: Path, experiment: Experiment, rows: list[dict[str, Any]], saves: list[int]) -> str:
+    done = max((row["step"] + 1 for row in rows if row["split"] == "train"), default=0)
+    if in_use(folder):
+        age = datetime.now(UTC).timestamp() - (folder / METRICS).stat().st_mtime if (folder / METRICS).exists() else None
+        return f"running, {done} of {experiment.steps} steps" + (f", last heard of {age:.0f} s ago" if age is not None else "")
+    if max(saves, default=0) >= experiment.steps:
+        return f"finished, {experiment.steps} steps"
+    where = f"continues at step {saves[-1]}" if saves else "begins anew, for it has no checkpoint"
+    return f"stopped after {done} of {experiment.steps} steps; the same command {where}"
+
+
+def _starts(starts: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("start", "time", "processes", "devices", "mesh", "commit"):
+        table.add_column(column, justify="right" if column in ("start", "processes") else "left")
+    for number, start in enumerate(starts):
+        mesh = " x ".join(f"{axis} {size}" for axis, size in start.get("mesh", {}).items() if size > 1) or "one device"
+        commit = f"{(start.get('git_commit') or '-')[:10]}{' + changes' if start.get('git_dirty') else ''}"
+        processes = str(start.get("processes", 1))
+        table.add_row(str(number), start.get("time", "-"), processes, start.get("devices", "-"), mesh, commit)
+    return table
+
+
+def _seconds(spent: dict[int, dict[str, float]]) -> Table:
+    everything = goodput.total(spent.values())
+    kinds = [kind for kind in goodput.KINDS if everything[kind]]
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("seconds of start", *kinds, "all", "goodput"):
+        table.add_column(column, justify="right")
+    rows = {str(start): seconds for start, seconds in spent.items()}
+    for name, seconds in (rows | ({"all": everything} if len(spent) > 1 else {})).items():
+        numbers = [f"{seconds[kind]:,.1f}" for kind in kinds]
+        table.add_row(name, *numbers, f"{sum(seconds.values()):,.1f}", f"{100 * goodput.share(seconds):.1f} %")
+    return table
