@@ -1,21 +1,26 @@
 """Every experiment file can be run, and its pod-scale variant is a step that type-checks on 512 devices."""
 
+import re
 from pathlib import Path
 
 import jax
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from jaxlm.data.packing import Batch
 from jaxlm.experiment import check_devices, load_experiment
 from jaxlm.layout import MESH_AXES
-from jaxlm.model import transformer
-from jaxlm.run.setup import make_step
-from jaxlm.train.optimizer import make_optimizer
-from jaxlm.train.step import abstract_state
+from jaxlm.plan.build import trace_step
+from jaxlm.plan.topology import parse_topology
 
 FOLDER = Path(__file__).parents[1] / "experiments"
-FILES = sorted(path for path in FOLDER.glob("*.py") if "def experiment()" in path.read_text())
+ALL = sorted(path for path in FOLDER.glob("*.py") if "def experiment()" in path.read_text())
+# Files of experiments for a pod alone say which: `jaxlm plan experiments/NAME.py --topology v5p:4x4x4`.
+POD_ALONE = {
+    path: found[1]
+    for path in ALL
+    if (found := re.search(rf"jaxlm plan experiments/{path.name} --topology (\S+)", path.read_text()))
+}
+FILES = [path for path in ALL if path not in POD_ALONE]
 PODS = [path for path in FILES if "def pod()" in path.read_text()]
 
 
@@ -33,18 +38,24 @@ def test_the_experiment_fits_its_own_devices(path):
 
 @pytest.mark.parametrize("path", PODS, ids=lambda path: path.stem)
 def test_the_pod_s_step_type_checks_on_512_devices(path):
-    experiment = load_experiment(path.with_name(f"{path.name}:pod"))
-    shape = check_devices(experiment, 512)
-    mesh = AbstractMesh(tuple(shape.values()), MESH_AXES, axis_types=(AxisType.Explicit,) * 3)
-    model = experiment.model.for_platform("tpu")
-    spec = transformer.spec(model)
-    optimizer = make_optimizer(experiment.optimizer, experiment.steps, spec)
-    state = abstract_state(spec, optimizer, experiment.layout, mesh)
-    rows = jax.NamedSharding(mesh, experiment.layout.spec("batch", None))
-    arrays = (experiment.batch_size, experiment.data.sequence_length)
-    batch = Batch(*(jax.ShapeDtypeStruct(arrays, dtype, sharding=rows) for dtype in "iifii"))
-    with jax.sharding.use_abstract_mesh(mesh):
-        after, metrics = jax.eval_shape(make_step(experiment, model, spec, optimizer), state, (batch, None))
+    metrics = type_check(load_experiment(path.with_name(f"{path.name}:pod")), 512)
     assert metrics["router_dropped"].shape == (6,)
+
+
+@pytest.mark.parametrize("path", POD_ALONE, ids=lambda path: path.stem)
+def test_the_step_type_checks_on_the_pod_that_the_file_names(path):
+    topology, _ = parse_topology(POD_ALONE[path])
+    assert topology.num_devices >= 64
+    type_check(load_experiment(path), topology.num_devices)
+    assert f"jaxlm train experiments/{path.name}" in path.read_text()
+
+
+def type_check(experiment, num_devices):
+    shape = check_devices(experiment, num_devices)
+    mesh = AbstractMesh(tuple(shape.values()), MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES))
+    step, state, inputs = trace_step(experiment, mesh, "tpu")
+    with jax.sharding.use_abstract_mesh(mesh):
+        after, metrics = jax.eval_shape(step, state, inputs)
     for old, new in zip(jax.tree.leaves(state.params), jax.tree.leaves(after.params), strict=True):
         assert old.sharding.spec == new.sharding.spec
+    return metrics

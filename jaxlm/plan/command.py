@@ -1,0 +1,81 @@
+"""`jaxlm plan`: compile an experiment's step for devices that are not there, and say what it would need and take."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from jaxlm.config import difference, to_dict
+from jaxlm.errors import PlanError
+from jaxlm.experiment import Experiment, check_devices
+from jaxlm.plan.compiled import Stage, compile_step
+from jaxlm.plan.estimate import estimate
+from jaxlm.plan.remedies import find_remedies
+from jaxlm.plan.report import as_json, show
+from jaxlm.plan.search import Limits, line, table
+from jaxlm.plan.search import search as run_search
+from jaxlm.plan.topology import parse_topology
+from jaxlm.run.directory import write_atomically
+
+
+def plan(experiment: Experiment, topology_name: str, slices: int, stage: Stage, output: Path | None) -> None:
+    """Print the plan of one experiment on one topology, and write it as JSON to `output`."""
+    out, err = Console(highlight=False), Console(stderr=True, highlight=False)
+    out.width = max(out.width, 128)  # flags and lines of source in full
+    topology, said = parse_topology(topology_name, slices)
+    if said:
+        err.print(said)
+    _check_output(output)
+    check_devices(experiment, topology.num_devices, topology.chip, topology.slices)
+    compiled = compile_step(experiment, topology, stage=stage, out=err)
+    estimated = estimate(experiment, compiled, topology) if compiled.costs else None
+    remedies = [] if compiled.facts["fits"] else find_remedies(experiment, topology, compiled, err)
+    found = as_json(experiment, topology, compiled, estimated, remedies)
+    show(found, topology, out)
+    if output:
+        write_atomically(output, json.dumps(found, indent=2) + "\n")
+
+
+def search(
+    experiment: Experiment, topology_name: str, slices: int, limits: Limits, output: Path | None, winner: Path | None
+) -> None:
+    """Print the ranking of candidates, write the best one's plan to `output` and its fields as overrides to `winner`."""
+    out, err = Console(highlight=False), Console(stderr=True, highlight=False)
+    out.width = max(out.width, 128)  # flags and lines of source in full
+    topology, said = parse_topology(topology_name, slices)
+    if said:
+        err.print(said)
+    _check_output(output)
+    _check_output(winner)
+    found, dropped = run_search(
+        experiment, topology, limits, err, lambda result: err.print(f"  {line(result)}", soft_wrap=True)
+    )
+    out.print(table(found, dropped, experiment))
+    best = found[0] if found and found[0].modelled else None
+    if best is None:
+        raise PlanError(f"none of {len(found)} candidates fits on {topology}: take more devices, or raise --candidates")
+    if output:
+        plan = as_json(best.candidate.experiment, topology, best.compiled, best.modelled)
+        write_atomically(output, json.dumps(plan, indent=2) + "\n")
+    if winner:
+        write_atomically(winner, json.dumps(overrides(experiment, best.candidate.experiment), indent=2) + "\n")
+        err.print(f"wrote {winner}: jaxlm train EXPERIMENT.py --overrides {winner}")
+
+
+def overrides(before: Experiment, after: Experiment) -> dict[str, Any]:
+    """Return the fields that differ, nested as `--overrides` reads them."""
+    found: dict[str, Any] = {}
+    for name, _, value in difference(before, after):
+        *parents, last = name.split(".")
+        place = found
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = to_dict(value)
+    return found
+
+
+def _check_output(path: Path | None) -> None:
+    """Refuse a file that could not be written, before anything is compiled."""
+    if path and not path.absolute().parent.is_dir():
+        raise PlanError(f"{path} cannot be written: there is no folder {path.absolute().parent}")
