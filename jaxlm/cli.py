@@ -21,7 +21,7 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from jaxlm import __version__
-from jaxlm.errors import JaxlmError, suggest
+from jaxlm.errors import JaxlmError, ProcessError, suggest
 
 RunFolder = Positional[Annotated[Path, arg(metavar="RUN", help="A run's directory.")]]
 File = Positional[
@@ -194,6 +194,8 @@ def plan(
     """Compile an experiment's step for TPUs or GPUs that are not there: memory, traffic, modelled step time, what to change."""
     from jaxlm.plan import command
 
+    if output and not search:
+        raise JaxlmError("--output is where a search writes its winner: add --search, or write the plan with --json FILE")
     if search:
         limits = command.Limits(budget=budget, candidates=candidates, capacity_factors=capacity_factors)
         command.search(experiment, topology, slices, limits, json, output)
@@ -263,7 +265,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; faults that the user can mend are printed without a traceback, with exit status 2."""
+    """Run one command; faults that the user can mend are printed without a traceback, with exit status 2.
+
+    Status 1 is for what another start may mend by itself: processes that did not find one another, or one that died.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     out = Console(stderr=True, highlight=False)
     if not given or given[0] in ("-h", "--help", "help"):
@@ -282,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except JaxlmError as fault:
         out.print("[bold red]error:[/] ", end="")
         out.print(str(fault), markup=False, soft_wrap=True)
-        return 2
+        return 1 if isinstance(fault, ProcessError) else 2
     except OSError as fault:
         if fault.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise

@@ -20,6 +20,10 @@ class CheckpointError(JaxlmError):
     """A run directory or checkpoint that cannot be read, written or continued."""
 
 
+class ProcessError(JaxlmError):
+    """Processes of a run that do not find or hear one another: nothing to mend, starting all of them again may help."""
+
+
 class PlanError(JaxlmError):
     """A plan that cannot be made: no compiler for the devices, or one that fails on the step."""
 

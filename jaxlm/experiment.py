@@ -13,7 +13,7 @@ from jaxlm.config import Range, config, difference, from_dict, to_dict
 from jaxlm.data.prepare import DataConfig
 from jaxlm.errors import ConfigError, JaxlmError, suggest
 from jaxlm.hardware import Chip
-from jaxlm.layout import Layout, MeshConfig
+from jaxlm.layout import Layout, MeshConfig, of_slices
 from jaxlm.model import transformer
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.intervention import RouterIntervention
@@ -184,6 +184,8 @@ def settle_mesh(experiment: Experiment, num_devices: int, chip: Chip | None = No
     """
     if not experiment.mesh.auto:
         shape = experiment.mesh.shape(num_devices)
+        if shape["replica"] % slices:
+            raise ConfigError(of_slices(shape["replica"], slices, num_devices))
         check_shape(experiment, shape)
         return arrange.Choice(shape, ())
     work = work_of(experiment, chip)

@@ -107,10 +107,25 @@ class MeshConfig:
             wanted = " x ".join(str(size or "...") for size in sizes.values())
             flags = " ".join(f"--mesh.{axis} 1" for axis, size in sizes.items() if axis != "data" and size > 1)
             raise ConfigError(
-                f"{product} = {wanted} does not make up the {num_devices} devices present: choose factors of {num_devices}, "
+                f"{product} = {wanted} does not make up {num_devices} devices: choose factors of {num_devices}, "
                 f"for example --mesh.data {num_devices}{f' {flags}' if flags else ''}, or --mesh.auto"
             )
         return sizes | {"data": data}
+
+
+def of_slices(replica: int, slices: int, num_devices: int) -> str:
+    """Return what to say where every slice does not hold whole replicas."""
+    return (
+        f"mesh.replica = {replica} does not divide over {slices} slices: set --mesh.replica {slices} and other sizes whose "
+        f"product is {num_devices // slices}, for example --mesh.data {num_devices // slices}"
+    )
+
+
+def slices_of(devices: Sequence[jax.Device]) -> int:
+    """Return how many slices these devices form: of TPUs what they say; elsewhere "slices" would be hosts, and there is one."""
+    if devices[0].platform != "tpu":
+        return 1
+    return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -123,9 +138,9 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     devices = jax.devices() if devices is None else devices
     sizes = [shape.get(axis, 1) for axis in MESH_AXES]
     explicit = (AxisType.Explicit,) * len(sizes)
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    slices = slices_of(devices)
     if sizes[0] % slices:
-        raise ConfigError(f"mesh.replica = {sizes[0]} does not divide over {slices} slices: set --mesh.replica {slices}")
+        raise ConfigError(of_slices(sizes[0], slices, len(devices)))
     # An axis may take a part of a torus dimension: a size need not be a product of whole sides.
     if slices == 1:
         places = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)

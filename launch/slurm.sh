@@ -48,8 +48,9 @@ while kill -0 "$step" 2>/dev/null; do  # the trap ended the wait, not the step
   wait "$step" || status=$?
 done
 
-if [ -n "$limit" ] && [ ! -d "$JAXLM_RUN_DIR/checkpoints/$JAXLM_STEPS" ]; then
-  echo "job $SLURM_JOB_ID reached its time limit before step $JAXLM_STEPS: queued again"
+# Told to stop, by the trap or by Slurm ahead of a preemption, training saves and ends well, but not at its last step.
+if [ "$status" -eq 0 ] && [ ! -d "$JAXLM_RUN_DIR/checkpoints/$JAXLM_STEPS" ]; then
+  echo "job $SLURM_JOB_ID stopped${limit:+ near its time limit} before step $JAXLM_STEPS: queued again"
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

@@ -46,8 +46,15 @@ get() {
     echo "$TPU_NAME: $now"
     case $now in
       ACTIVE) return ;;
-      SUSPENDED | FAILED) delete ;;
+      SUSPENDED | FAILED)
+        delete
+        sleep "${TPU_PAUSE:-30}"
+        ;;
       NONE)
+        if [ -e "$folder/cancelled" ]; then
+          echo "$TPU_NAME was cancelled"
+          exit 0
+        fi
         "${queue[@]}" create "$TPU_NAME" --node-id="$TPU_NAME" --accelerator-type="$TPU_TYPE" \
           --runtime-version="$TPU_VERSION" ${TPU_SPOT:+--spot} "${where[@]}"
         ;;
@@ -68,13 +75,22 @@ start() {
   on_workers all "bash jaxlm-$TPU_NAME/tpu_worker.sh start"
 }
 
+# Start again in a shell of its own: what fails there, a copy that a preemption cut off, say, is tried again at the next look.
+start_again() {
+  JAXLM_AGAIN=yes bash "$0" start "$settings" || echo "$TPU_NAME: not started, trying again" >&2
+}
+
 watch() {
   local left=$JAXLM_RESTARTS now training
-  start
+  start_again
   while sleep "${TPU_PAUSE:-60}"; do
+    if [ -e "$folder/cancelled" ]; then
+      echo "$TPU_NAME was cancelled"
+      return
+    fi
     now=$(state) || continue  # the network may be away for a while
     if [ "$now" != ACTIVE ]; then
-      start
+      start_again
       continue
     fi
     training=$(on_workers 0 "bash jaxlm-$TPU_NAME/tpu_worker.sh state" | tail -n 1) || continue
@@ -91,12 +107,16 @@ watch() {
         return 2
         ;;
       *)
-        if [ "$left" -eq 0 ]; then return 1; fi
+        if [ "$left" -eq 0 ]; then
+          echo "training died once more than JAXLM_RESTARTS allows; the slice $TPU_NAME still stands, and costs" >&2
+          return 1
+        fi
         left=$((left - 1))
-        on_workers all "bash jaxlm-$TPU_NAME/tpu_worker.sh start"
+        on_workers all "bash jaxlm-$TPU_NAME/tpu_worker.sh restart" || true
         ;;
     esac
   done
 }
 
+if [ -z "${JAXLM_AGAIN:-}" ]; then rm -f "$folder/cancelled"; fi
 "$action"

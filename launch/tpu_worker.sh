@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# On one worker of a Cloud TPU slice, copied there by tpu_vm.sh: tpu_worker.sh start|state
+# On one worker of a Cloud TPU slice, copied there by tpu_vm.sh: tpu_worker.sh start|restart|state
 #
 # start: install jaxlm where no Python is given, and train in the background, unless it does so already.
+# restart: the same, after stopping what still runs: it may be dying of another worker's death.
 # state: print complete, running, or how training ended.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -33,6 +34,19 @@ start() {
     echo $? >status' train "$python" >>train.log 2>&1 </dev/null &
   echo $! >pid
   echo "$(hostname): training"
+}
+
+restart() {
+  if training; then
+    kill -TERM -- "-$(cat pid)" 2>/dev/null || true
+    for _ in $(seq 60); do
+      if ! training; then break; fi
+      sleep 1
+    done
+    kill -KILL -- "-$(cat pid)" 2>/dev/null || true
+    while training; do sleep 0.1; done
+  fi
+  start
 }
 
 state() {

@@ -6,8 +6,11 @@ from importlib import metadata
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Tests compile far more than they compute: without LLVM's optimizations they take half the time, with XLA's older way of
 # emitting fusions, where it still has it, half of that again.
-OLDER = " --xla_cpu_use_fusion_emitters=false" if metadata.version("jaxlib").startswith("0.10.") else ""
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0" + OLDER
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_backend_optimization_level=0"
+    + (" --xla_cpu_use_fusion_emitters=false" if metadata.version("jaxlib").startswith("0.10.") else "")
+)
 
 import jax
 import pytest

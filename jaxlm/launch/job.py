@@ -20,7 +20,9 @@ from jaxlm.experiment import Experiment
 from jaxlm.run.directory import CONFIG, write_atomically
 
 FOLDER, RECORD = "launch", "job.json"
-SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|(?:^|_)KEYS?(?:$|_)|APIKEY", re.IGNORECASE)
+SECRET = re.compile(
+    r"TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|(?:^|_)(?:PWD|PAT|AUTH|PASS)(?:$|_)|(?:^|_)KEYS?(?:$|_)|APIKEY", re.IGNORECASE
+)
 # What of jaxlm's own environment a user may set.
 TUNABLE = ("JAXLM_CACHE", "JAXLM_JOIN_TIMEOUT", "JAXLM_HEARTBEAT_TIMEOUT")
 
@@ -134,7 +136,7 @@ def check_environment(given: Sequence[str], secrets: str) -> dict[str, str]:
     for entry in given:
         name, equals, value = entry.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise ConfigError(f"--env {entry} is not NAME=VALUE, for example --env XLA_FLAGS=--xla_dump_to=/tmp/xla")
+            raise ConfigError(f"--env {name}... is not NAME=VALUE, for example --env XLA_FLAGS=--xla_dump_to=/tmp/xla")
         if SECRET.search(name):  # its value is not repeated, not even here
             raise ConfigError(
                 f"--env {name}=... looks like a secret, and what --env sets is written down and shown by schedulers: {secrets}"

@@ -115,7 +115,7 @@ def run(options: Local, task: Task, job: Job) -> None:
                 break
             if left:
                 print(f"process {death.number} {death.how}: starting all again ({left} more times at most)", flush=True)
-        stopped = processes.stopped
+        stopped = processes.stopped and not any(processes.statuses)
         failed = death is not None and not stopped
         ended = f"FAILED: process {death.number} {death.how}" if failed else "STOPPED" if stopped else "COMPLETED"
         dataclasses.replace(job, ended=ended).write()
@@ -148,11 +148,13 @@ def _alive(job: Job) -> bool:
     path = job.run_dir / FOLDER / LOCK
     if not path.exists():
         return False
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+    try:
+        with path.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as fault:
+        raise LaunchError(f"{path} cannot be looked at: {fault.strerror}") from fault
     return False
 
 

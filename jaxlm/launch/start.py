@@ -49,7 +49,7 @@ def launch(
     devices = module.num_devices(options, experiment)
     if devices is not None:
         try:
-            check_devices(task.experiment, devices)
+            check_devices(task.experiment, devices, slices=getattr(options, "slices", 1))
         except ConfigError as fault:
             raise ConfigError(f"{fault} (the job would have {devices} devices)") from fault
     rendered = module.render(options, task)
@@ -113,8 +113,10 @@ def _refuse_second(task: Task) -> None:
     options, module = options_of(job), TARGETS[job.target][1]
     try:
         state = module.state(options, job)
-    except JaxlmError:
-        return
+    except JaxlmError as fault:
+        raise LaunchError(
+            f"whether job {job.id} of {task.run_dir} still runs cannot be told, and two would be one too many: {fault}"
+        ) from fault
     if state.split()[0] in ("RUNNING", "PENDING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED"):
         raise LaunchError(
             f"{task.run_dir} has a job already: {job.target} {job.id} is {state}. Wait for it, or stop it with "

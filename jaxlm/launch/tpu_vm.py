@@ -10,9 +10,9 @@ from jaxlm.config import Range, config
 from jaxlm.errors import ConfigError, LaunchError
 from jaxlm.experiment import Experiment
 from jaxlm.hardware import chip
-from jaxlm.launch.job import Env, Job, Rendered, Task, call, check_environment, config_file, need, template
+from jaxlm.launch.job import FOLDER, Env, Job, Rendered, Task, call, check_environment, config_file, need, template
 
-SCRIPT, WORKER, SETTINGS = "tpu_vm.sh", "tpu_worker.sh", "tpu_vm.env"
+SCRIPT, WORKER, SETTINGS, CANCELLED = "tpu_vm.sh", "tpu_worker.sh", "tpu_vm.env", "cancelled"
 INSTALL = "install the Google Cloud CLI (https://cloud.google.com/sdk/docs/install) and log in with `gcloud auth login`"
 SECRETS = "give the slice's service account the right to read it from Secret Manager instead"
 QUEUE = ("gcloud", "compute", "tpus", "queued-resources")
@@ -77,7 +77,7 @@ def render(options: TpuVm, task: Task) -> Rendered:
         raise ConfigError(
             "jaxlm does not run from a checkout that could be installed on the workers: name theirs with --python"
         )
-    settings = {
+    settings = check_environment(options.env, SECRETS) | {
         "TPU_NAME": task.name,
         "TPU_ZONE": options.zone,
         "TPU_PROJECT": options.project,
@@ -90,7 +90,7 @@ def render(options: TpuVm, task: Task) -> Rendered:
         "JAXLM_SOURCE": "" if options.python else str(source),
         "JAXLM_TRAIN_ARGS": "--allow-config-change" if task.allow_config_change else "",
         "JAXLM_RESTARTS": str(options.restarts),
-    } | check_environment(options.env, SECRETS)
+    }
     text = "".join(f"{name}={shlex.quote(value)}\n" for name, value in settings.items())
     files = config_file(task) | {
         task.folder / SETTINGS: text,
@@ -142,5 +142,6 @@ def tail(options: TpuVm, job: Job) -> list[str]:
 
 def cancel(options: TpuVm, job: Job) -> str:
     """Delete the slice, with its VMs; return what was done."""
+    (job.run_dir / FOLDER / CANCELLED).touch()  # a watcher is not to request it again
     call([*QUEUE, "delete", job.name, *_where(options), "--force", "--quiet"])
     return f"deleted queued resource {job.name} with its VMs; the run directory stays as it is"

@@ -13,7 +13,7 @@ from jaxlm.launch.tpu_vm import device_count
 
 INSTALL = "install it with `pip install xpk` (https://github.com/AI-Hypercomputer/xpk), and kubectl and gcloud beside it"
 SECRETS = "keep it in Google's Secret Manager, and let the cluster's service account read it"
-EARLY = 75  # pod.sh's exit status for a run that stopped before its last step; xpk must be told to restart on it
+EARLY = 75  # pod.sh's exit status for a run that stopped before its last step; xpk is told to restart on it, and on a death
 
 
 @config
@@ -61,12 +61,15 @@ def render(options: Xpk, task: Task) -> Rendered:
     if not options.run_root.startswith("/"):
         raise ConfigError(f"--run-root {options.run_root} must be an absolute path in the container")
     run_dir = f"{options.run_root}/{task.name}"
-    settings = check_environment(options.env, SECRETS) | {
-        "JAXLM_CLUSTER": "auto",
-        "JAXLM_CACHE": f"{options.run_root}/cache",
-        "JAXLM_RUN_DIR": run_dir,
-        "JAXLM_STEPS": str(task.experiment.steps),
-    }
+    settings = (
+        {"JAXLM_CACHE": f"{options.run_root}/cache"}
+        | check_environment(options.env, SECRETS)
+        | {
+            "JAXLM_CLUSTER": "auto",
+            "JAXLM_RUN_DIR": run_dir,
+            "JAXLM_STEPS": str(task.experiment.steps),
+        }
+    )
     carried = {"/tmp/jaxlm.json": task.config, "/tmp/pod.sh": template(SCRIPT)}
     steps = [f"echo {base64.b64encode(text.encode()).decode()} | base64 -d > {path}" for path, text in carried.items()]
     # xpk sends SIGTERM to the shell that runs this: it must become the script that passes it on.
@@ -74,7 +77,7 @@ def render(options: Xpk, task: Task) -> Rendered:
     asked = [("cluster", options.cluster), ("workload", task.name), ("tpu-type", options.tpu_type)]
     asked += [("num-slices", options.slices), ("docker-image", options.image), ("zone", options.zone)]
     asked += [("project", options.project), *(("storage", name) for name in options.storage)]
-    asked += [("max-restarts", options.restarts), ("restart-on-exit-codes", EARLY)]
+    asked += [("max-restarts", options.restarts), ("restart-on-exit-codes", f"1,{EARLY}")]
     asked += [("termination-grace-period-seconds", options.grace)]
     asked += [("env", f"{name}={value}") for name, value in settings.items()]
     command = ["xpk", "workload", "create", *(f"--{name}={value}" for name, value in asked if value != "")]

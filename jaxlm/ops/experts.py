@@ -184,6 +184,7 @@ def ragged_experts(
     somewhere = (expert < E)[:, None]
     rows = jnp.where(somewhere, x_TD[order // K], 0)
     h = activate(project(rows, w.up, w.up_bias), None if w.gate is None else project(rows, w.gate, w.gate_bias))
+    h = jnp.where(somewhere, h, 0)
     if hidden_scale_TKF is not None:
         h = h * hidden_scale_TKF.reshape(T * K, -1)[order].astype(h.dtype)
     y = jnp.where(somewhere, project(h, w.down, w.down_bias), 0) * gates_TK.reshape(T * K)[order][:, None]

@@ -122,6 +122,10 @@ def build(request: dict[str, Any]) -> str:
     name = f"{key}.{stage}"
 
     def finish(found: dict[str, Any], text: str) -> None:
+        # A GPU's compiler does not refuse, and a TPU's only after the schedule is written.
+        needed = found.get("laid_out") or found.get("memory", {}).get("peak", 0)
+        if found["fits"] and needed > topology.chip.memory_bytes:
+            found |= {"fits": False, "required": needed, "available": topology.chip.memory_bytes}
         if text:
             write_atomically(folder / f"{name}.hlo.gz", gzip.compress(text.encode(), compresslevel=3))
         memory = {"host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
@@ -154,7 +158,8 @@ def _compile(lowered: jax.stages.Lowered, options: dict[str, Any], scheduled: Sc
         memory = compiled.memory_analysis()
         names = ("argument", "output", "temp", "alias", "generated_code")
         sizes = {name: getattr(memory, f"{name}_size_in_bytes") for name in names} | {"peak": memory.peak_memory_in_bytes}
-        return {"fits": True, "compile_seconds": seconds, "memory": sizes, **peak_buffers(dump)}, compiled.as_text()
+        found = {"fits": True, "compile_seconds": seconds, "memory": sizes, **peak_buffers(dump)}
+        return found, compiled.as_text()
 
 
 def _watch(dump: Path, began: float, scheduled: Scheduled) -> None:

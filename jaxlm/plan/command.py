@@ -1,6 +1,8 @@
 """`jaxlm plan`: compile an experiment's step for devices that are not there, and say what it would need and take."""
 
+import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +10,15 @@ from rich.console import Console
 
 from jaxlm.config import difference, to_dict
 from jaxlm.errors import PlanError
-from jaxlm.experiment import Experiment, check_devices
+from jaxlm.experiment import Experiment, settle_mesh
+from jaxlm.layout import MESH_AXES, MeshConfig
 from jaxlm.plan.compiled import Stage, compile_step
 from jaxlm.plan.estimate import estimate
 from jaxlm.plan.remedies import find_remedies
 from jaxlm.plan.report import as_json, show
 from jaxlm.plan.search import Limits, line, table
 from jaxlm.plan.search import search as run_search
-from jaxlm.plan.topology import parse_topology
+from jaxlm.plan.topology import Topology, parse_topology
 from jaxlm.run.directory import write_atomically
 
 
@@ -27,7 +30,7 @@ def plan(experiment: Experiment, topology_name: str, slices: int, stage: Stage, 
     if said:
         err.print(said)
     _check_output(output)
-    check_devices(experiment, topology.num_devices, topology.chip, topology.slices)
+    experiment = for_topology(experiment, topology, err)
     compiled = compile_step(experiment, topology, stage=stage, out=err)
     estimated = estimate(experiment, compiled, topology) if compiled.costs else None
     remedies = [] if compiled.facts["fits"] else find_remedies(experiment, topology, compiled, err)
@@ -48,11 +51,14 @@ def search(
         err.print(said)
     _check_output(output)
     _check_output(winner)
+    experiment = for_topology(experiment, topology, err)
     found, dropped = run_search(
         experiment, topology, limits, err, lambda result: err.print(f"  {line(result)}", soft_wrap=True)
     )
     out.print(table(found, dropped, experiment))
     best = found[0] if found and found[0].modelled else None
+    if best is None and not found and dropped:
+        raise PlanError(f"no candidate could be compiled for {topology}; most often: {dropped.most_common(1)[0][0]}")
     if best is None:
         raise PlanError(f"none of {len(found)} candidates fits on {topology}: take more devices, or raise --candidates")
     if output:
@@ -61,6 +67,24 @@ def search(
     if winner:
         write_atomically(winner, json.dumps(overrides(experiment, best.candidate.experiment), indent=2) + "\n")
         err.print(f"wrote {winner}: jaxlm train EXPERIMENT.py --overrides {winner}")
+
+
+def for_topology(experiment: Experiment, topology: Topology, err: Console) -> Experiment:
+    """Return the experiment with a mesh for these devices: its own, or one that is chosen where its own is for others.
+
+    Says what was chosen, and why. ConfigError where no mesh works.
+    """
+    sizes = {axis: getattr(experiment.mesh, axis) for axis in MESH_AXES}
+    own = math.prod(size for size in sizes.values() if size)
+    fits = own == topology.num_devices if sizes["data"] else topology.num_devices % own == 0
+    if not experiment.mesh.auto and not fits:
+        shape = " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1)
+        err.print(f"the mesh {shape} does not make up {topology}: one is chosen, as by --mesh.auto", soft_wrap=True)
+        experiment = dataclasses.replace(experiment, mesh=MeshConfig(auto=True))
+    choice = settle_mesh(experiment, topology.num_devices, topology.chip, topology.slices)
+    for reason in choice.reasons:
+        err.print(f"mesh: {reason}", soft_wrap=True)
+    return dataclasses.replace(experiment, mesh=dataclasses.replace(experiment.mesh, auto=False, **choice.shape))
 
 
 def overrides(before: Experiment, after: Experiment) -> dict[str, Any]:

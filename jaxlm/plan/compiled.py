@@ -90,7 +90,7 @@ def compile_step(
     asked = folder / f"request-{_request_key(request)}.json"
     with contextlib.suppress(OSError, ValueError, KeyError):
         return _read(folder, json.loads(asked.read_text())["key"], cached=True)
-    _need_compiler(topology)
+    need_compiler(topology)
     began = time.time()
     key = _ask(request, label or f"compiling for {topology}", out or Console(stderr=True, highlight=False))
     write_atomically(asked, json.dumps({"key": key}))
@@ -144,7 +144,8 @@ def has_compiler(topology: Topology) -> bool:
     return bool(plugins and importlib.util.find_spec("jax_plugins.xla_cuda12"))
 
 
-def _need_compiler(topology: Topology) -> None:
+def need_compiler(topology: Topology) -> None:
+    """Raise PlanError where there is no compiler for these devices, with what to install."""
     if not has_compiler(topology):
         kind, extra = ("TPUs", "plan") if topology.chip.is_tpu else ("NVIDIA GPUs", "plan-cuda")
         raise PlanError(f"planning for {kind} needs their compiler, which needs no device: pip install 'jaxlm[{extra}]'")

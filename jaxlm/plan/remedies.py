@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Console
 
@@ -32,7 +33,14 @@ class Remedy:
 
 def flags(before: Experiment, after: Experiment) -> str:
     """Return the command line's flags that make one experiment of the other."""
-    return " ".join(f"--{name.replace('_', '-')} {value}" for name, _, value in difference(before, after))
+    return " ".join(_flag(name.replace("_", "-"), value) for name, _, value in difference(before, after))
+
+
+def _flag(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        *parents, last = name.split(".")
+        return "--" + ".".join([*parents, last if value else f"no-{last}"])
+    return f"--{name} {' '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}"
 
 
 def find_remedies(experiment: Experiment, topology: Topology, failed: Compiled, out: Console) -> list[Remedy]:

@@ -14,7 +14,7 @@ from rich.table import Table
 from jaxlm.errors import ConfigError, JaxlmError, PlanError
 from jaxlm.experiment import Experiment, check_devices, work_of
 from jaxlm.layout import MESH_AXES
-from jaxlm.plan.compiled import Compiled, compile_step
+from jaxlm.plan.compiled import Compiled, compile_step, need_compiler
 from jaxlm.plan.estimate import Estimate, estimate
 from jaxlm.plan.remedies import flags
 from jaxlm.plan.topology import Topology
@@ -134,7 +134,9 @@ def hungrier(one: Experiment, other: Experiment) -> bool:
     )
     factors = [each.model.moe.capacity_factor or math.inf for each in (one, other)]
     return (
-        same == other and one.accumulate <= other.accumulate and order.index(one.remat) <= order.index(other.remat)
+        same == other and one.accumulate <= other.accumulate
+        and (one.accumulate > 1 or other.accumulate == 1)  # one microbatch needs no sum of gradients besides
+        and order.index(one.remat) <= order.index(other.remat)
         and factors[0] >= factors[1]
     )  # fmt: skip
 
@@ -148,6 +150,7 @@ def search(
     code, and rank by the compiler's cycles. Everything compiled is kept in the cache: the same search again goes on from there.
     """
     began = time.monotonic()
+    need_compiler(topology)
     waiting, dropped = prune(variants(experiment, topology, limits), topology)
     if not waiting:
         raise PlanError(f"no arrangement on {topology} is worth compiling: {_told(dropped)}")

@@ -134,6 +134,11 @@ def _check_dims(text: str, named: Chip, dims: tuple[int, ...]) -> None:
             f"--topology {text}: a {named.name} pod has {POD_SIDE} x {POD_SIDE} chips: take --topology {named.name}:16x16 and "
             f"--slices {math.ceil(math.prod(dims) / POD_SIDE**2)}"
         )
+    if math.prod(dims) > LARGEST.get(named.name, math.inf):
+        raise ConfigError(
+            f"--topology {text}: the largest slice of {named.name} has {LARGEST[named.name]} chips, this one "
+            f"{math.prod(dims)}: take a smaller one and --slices"
+        )
     if named.dimensions == 3 and math.prod(dims) > 64 and any(size % 4 for size in dims):
         near = "x".join(str(max(4, 4 * round(size / 4))) for size in dims)
         raise ConfigError(

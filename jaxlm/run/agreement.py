@@ -76,19 +76,21 @@ def _meet(name: str, fault: JaxlmError | None, value: Any, timeout: float) -> li
     if me == 0:
         found = [_wait(f"{place}/{k}", until) for k in range(processes.count())]
         missing = [str(k) for k, said in enumerate(found) if said is None]
-        late = ["JaxlmError", f'process {", ".join(missing)} did not reach "{name}" within {timeout:.0f} s: see what it says']
+        late = ["ProcessError", f'process {", ".join(missing)} did not reach "{name}" within {timeout:.0f} s: see what it says']
         said = [json.loads(text) if text else {"fault": late, "value": None} for text in found]
         client.key_value_set(f"{place}/all", json.dumps(said))
     else:
         text = _wait(f"{place}/all", until + 30)
         if text is None:
-            raise JaxlmError(f'process 0 did not reach "{name}" within {timeout:.0f} s: see what it says')
+            raise errors.ProcessError(f'process 0 did not reach "{name}" within {timeout:.0f} s: see what it says')
         said = json.loads(text)
     for k, words in enumerate(said):
         if words["fault"]:
             kind, message = words["fault"]
             own = k == 0 or message.startswith("process ")
-            raise getattr(errors, kind, JaxlmError)(message if own else f"process {k}: {message}") from _Agreed()
+            # Where somebody is missing, there can be no farewell that waits for all.
+            cause = None if kind == "ProcessError" else _Agreed()
+            raise getattr(errors, kind, JaxlmError)(message if own else f"process {k}: {message}") from cause
     return [words["value"] for words in said]
 
 
@@ -102,6 +104,8 @@ def _wait(key: str, until: float) -> str | None:
             _watch.leave()
         if time.monotonic() - began < 0.1:  # not for want of time: the coordinator is gone, which JAX notices presently
             time.sleep(0.1)
+    with suppress(Exception):
+        return processes.client().key_value_try_get(key)
     return None
 
 

@@ -1,5 +1,6 @@
 """Training: from an experiment to a run directory. Plain code; an experiment that needs another loop writes its own."""
 
+import os
 import signal
 import time
 from collections import deque
@@ -20,9 +21,9 @@ from jaxlm.errors import ConfigError, JaxlmError
 from jaxlm.eval.language_model import summarize
 from jaxlm.experiment import Experiment, GuardConfig, settle_mesh
 from jaxlm.hardware import chip
-from jaxlm.layout import make_mesh
+from jaxlm.layout import make_mesh, slices_of
 from jaxlm.run import decisions, directory, display, goodput, processes, report
-from jaxlm.run.agreement import agreed, announced, same
+from jaxlm.run.agreement import agreed, announced, same, told
 from jaxlm.run.metrics import MetricsLog, read_rows
 from jaxlm.run.rows import summarize_rows
 from jaxlm.run.setup import Setup, compile_step, describe_checkpoint, make_validate, restore_or_begin, set_up
@@ -59,6 +60,7 @@ def train(
         with clock.during("preparing"):
             prepared = _prepared(experiment.data, out)
         start = 0
+        _check_shared(folder, leading)
         with agreed("set-up"):
             setup = set_up(experiment, prepared, mesh)
             if leading:
@@ -72,8 +74,7 @@ def train(
 
 def _mesh(experiment: Experiment, devices: list[jax.Device], out: Any) -> jax.sharding.Mesh:
     """Return the run's mesh, and say why where it was left to be chosen."""
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
-    choice = settle_mesh(experiment, len(devices), chip(devices[0].device_kind), slices)
+    choice = settle_mesh(experiment, len(devices), chip(devices[0].device_kind), slices_of(devices))
     for reason in choice.reasons:
         out.print(f"mesh: {reason}", soft_wrap=True)
     return make_mesh(choice.shape, devices)
@@ -90,6 +91,25 @@ def _prepared(data: DataConfig, out: Any) -> Prepared:
         prepared = prepared or prepare(data)
     same("prepared data", prepared.key, "their sources are not the same files")
     return prepared
+
+
+def _check_shared(folder: Path, leading: bool) -> None:
+    """Raise ConfigError where a process does not see the run directory of process 0: its part of checkpoints would be lost."""
+    if processes.count() == 1:
+        return
+    sign = folder / "shared"
+    if leading:
+        directory.write_atomically(sign, os.urandom(8).hex())
+    written = told("run directory", sign.read_text() if leading else "")
+    with agreed("run directory"):
+        until = time.monotonic() + 30  # a network's file system may show a new file late
+        while not (sign.exists() and sign.read_text() == written):
+            if time.monotonic() > until:
+                raise ConfigError(
+                    f"this process does not see the run directory {folder.absolute()} of process 0: put it on a file system "
+                    "that all machines mount under the same path, with --run-dir"
+                )
+            time.sleep(0.5)
 
 
 def _check_processes(experiment: Experiment) -> None:
@@ -116,7 +136,7 @@ def _run(setup: Setup, folder: Path, out: Any, clock: goodput.Clock, start: int)
     first = int(state.step)
     with agreed("record"):
         log, account = _open_log(experiment, folder, first, clock, start)
-    mesh = " x ".join(f"{name} {size}" for name, size in setup.mesh.shape.items())
+    mesh = " x ".join(f"{name} {size}" for name, size in setup.mesh.shape.items() if size > 1) or "one device"
     out.print(
         f"[bold]{experiment.name}[/]: {f'continuing at step {first}' if first else 'training'}, "
         f"{param.count(setup.spec) / 1e6:.1f}M parameters on {setup.mesh.devices.flat[0].device_kind} ({mesh}), "
@@ -126,10 +146,10 @@ def _run(setup: Setup, folder: Path, out: Any, clock: goodput.Clock, start: int)
     try:
         with announced():
             if first < experiment.steps:
-                with stop_signals() as stop:
+                with stop_signals() as stop:  # schedulers may say it twice: a save that is under way is not to be cut off
                     state = _take_steps(setup, state, first, log, writer, out, stop, clock, account)
-                clock.turn("other")
-                writer.wait()
+                    clock.turn("other")
+                    writer.wait()
             if int(state.step) < experiment.steps:
                 out.print(f"stopped and saved after step {int(state.step)}: run the same command to continue")
             else:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from jaxlm.errors import ConfigError
+from jaxlm.errors import ConfigError, ProcessError
 
 COORDINATOR, CLUSTER, COUNT, INDEX = "JAXLM_COORDINATOR", "JAXLM_CLUSTER", "JAXLM_NUM_PROCESSES", "JAXLM_PROCESS_ID"
 JOIN, HEARTBEAT = "JAXLM_JOIN_TIMEOUT", "JAXLM_HEARTBEAT_TIMEOUT"
@@ -65,7 +65,7 @@ def _number(environ: Mapping[str, str], name: str, default: str, least: int) -> 
 
 
 def join(settings: Settings) -> None:
-    """Join the other processes, before any device is used; ConfigError where the coordinator cannot be reached in time.
+    """Join the other processes, before any device is used; ProcessError where the coordinator cannot be reached in time.
 
     Afterwards a process that falls silent for `heartbeat_seconds`, or a process 0 that goes away, ends all the others.
     """
@@ -88,7 +88,7 @@ def join(settings: Settings) -> None:
             )
         except (RuntimeError, ValueError, OSError) as fault:
             if settings.coordinator:
-                raise ConfigError(f"cannot join the other processes at {settings.coordinator}: {fault}") from fault
+                raise ProcessError(f"cannot join the other processes at {settings.coordinator}: {fault}") from fault
             raise ConfigError(
                 f"{CLUSTER}=auto, but JAX cannot tell how this process is to join others ({fault}): "
                 f"set {COORDINATOR}=HOST:PORT, {COUNT} and {INDEX}, or unset {CLUSTER} for one process"
@@ -118,7 +118,7 @@ def _check_address(settings: Settings, deadline: float) -> None:
         except OSError as error:
             fault = error
             time.sleep(0.2)
-    raise ConfigError(
+    raise ProcessError(
         f"process {settings.index} of {settings.count} could not reach the coordinator at {settings.coordinator} within "
         f"{settings.join_seconds} s ({fault}): start process 0 there, check that its port is open to this machine, or give it "
         f"more time with {JOIN}"
@@ -138,7 +138,7 @@ def _exit_at(deadline: float, settings: Settings) -> Iterator[None]:
                 f"{settings.count or ''} processes came: see what the others say, or give them more time with {JOIN}",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
-            os._exit(2)
+            os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
     try:

@@ -103,7 +103,7 @@ class Watch(threading.Thread):
                     break
             time.sleep(0.1)
         kind = self.failed[1] if self.failed else ""
-        known = isinstance(getattr(errors, kind, None), type)
+        known = kind != "ProcessError" and isinstance(getattr(errors, kind, None), type)
         os._exit(2 if known else 130 if kind == "KeyboardInterrupt" else 1)
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from jaxlm import param
 from jaxlm.errors import ConfigError
 from jaxlm.hardware import GIB, Chip
-from jaxlm.layout import MESH_AXES, Layout, MeshConfig
+from jaxlm.layout import MESH_AXES, Layout, MeshConfig, ways
 from jaxlm.model import flops, transformer
 from jaxlm.model.config import ModelConfig
 from jaxlm.param import Param
@@ -51,7 +51,8 @@ class Estimate:
     """Bytes that a device sends in a step, by what for: weights (over data, expert and context), model, context, expert,
     replica."""
     seconds: float
-    """Modelled time of a step: matrix products at 0.6 of the peak, weights gathered meanwhile, the rest waited for."""
+    """Modelled time of a step: matrix products at 0.6 of the peak, all traffic waited for (compilers hide little of it:
+    docs/plans.md)."""
 
     @property
     def bytes(self) -> float:
@@ -67,9 +68,8 @@ def estimate(work: Work, shape: Mapping[str, int], chip: Chip | None = None, sli
     computing = tokens * flops.train_flops_per_token(work.model, work.length) / (EFFICIENCY * peak)
     if work.remat == "full":
         computing *= 4 / 3
-    waits = {name: sent / _bandwidth(name, shape, chip, slices) for name, sent in wire.items()}
-    hidden = waits.pop("weights")
-    return Estimate(memory=memory, wire=wire, seconds=max(computing, hidden) + sum(waits.values()))
+    waits = (sent / _bandwidth(name, shape, chip, slices) for name, sent in wire.items())
+    return Estimate(memory=memory, wire=wire, seconds=computing + sum(waits))
 
 
 def activation_bytes(work: Work, shape: Mapping[str, int]) -> float:
@@ -132,7 +132,7 @@ def _wire(work: Work, shape: Mapping[str, int]) -> dict[str, float]:
     weights = replica = 0.0
     for _, leaf in _leaves(transformer.spec(model)):
         entries = dict(zip(leaf.axes, layout.spec(*leaf.axes), strict=True))
-        over = math.prod(shape.get(name, 1) for name in entries.get("embed") or ())
+        over = ways(entries.get("embed"), shape)
         used = _used(layout, leaf, shape) * itemsize
         # Gathered forwards and, kept by nobody, backwards; gradients added up and scattered.
         weights += 3 * used * (over - 1) / over
@@ -162,7 +162,8 @@ def _bandwidth(what: str, shape: Mapping[str, int], chip: Chip | None, slices: i
     if what == "replica" and slices > 1:
         return network
     if chip.is_tpu:
-        return 2 * chip.link_bandwidth  # a ring in both directions along one dimension of the torus
+        # A ring in both directions along one dimension of the torus.
+        return 2 * chip.link_bandwidth / chip.devices_per_chip
     outermost = "data" if what == "weights" else what
     span = math.prod(shape.get(axis, 1) for axis in MESH_AXES[MESH_AXES.index(outermost) :])
     return (chip.link_bandwidth or network) if span <= chip.host_devices else network
@@ -190,7 +191,7 @@ def choose(
     for a shape that model or batch do not divide over. ConfigError where there is no other.
     """
     given = {axis: getattr(mesh, axis) for axis in MESH_AXES if getattr(mesh, axis) != (0 if axis == "data" else 1)}
-    given = {"replica": slices} | given
+    asked, given = given, {"replica": slices} | given
     found, fault = [], None
     for shape in _shapes(work, given, num_devices):
         try:
@@ -200,10 +201,10 @@ def choose(
             continue
         found.append((estimate(work, shape, chip, slices), shape))
     if not found and fault is None:
-        sizes = " x ".join(f"mesh.{axis} = {size}" for axis, size in given.items() if size > 1)
+        sizes = " x ".join(f"mesh.{axis} = {size}" for axis, size in asked.items())
         raise ConfigError(
             f"mesh = auto: {sizes}, as given, is no part of {num_devices} devices: leave it to be chosen with "
-            + " ".join(f"--mesh.{axis} {0 if axis == 'data' else 1}" for axis, size in given.items() if size > 1)
+            + " ".join(f"--mesh.{axis} {0 if axis == 'data' else 1}" for axis in asked)
         )
     if not found:
         raise ConfigError(f"mesh = auto: no arrangement of {num_devices} devices works. Of the simplest: {fault}")

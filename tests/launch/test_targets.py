@@ -238,8 +238,8 @@ def test_xpk_carries_the_configuration_in_its_command(tiny, tmp_path, capsys):
     *options, command = commands.strip().split(" \\\n  ")
     assert options == [
         "xpk workload create", "--cluster=big", "--workload=run", "--tpu-type=v5litepod-8", "--num-slices=1",
-        "--docker-image=example/jaxlm:1", "--storage=runs", "--max-restarts=20", "--restart-on-exit-codes=75",
-        "--termination-grace-period-seconds=120", "--env=JAXLM_CLUSTER=auto", "--env=JAXLM_CACHE=/mnt/runs/cache",
+        "--docker-image=example/jaxlm:1", "--storage=runs", "--max-restarts=20", "--restart-on-exit-codes=1,75",
+        "--termination-grace-period-seconds=120", "--env=JAXLM_CACHE=/mnt/runs/cache", "--env=JAXLM_CLUSTER=auto",
         "--env=JAXLM_RUN_DIR=/mnt/runs/run", "--env=JAXLM_STEPS=12", "--spot",
     ]  # fmt: skip
     carried = command.removeprefix("'--command=").split(" > ")[0]

@@ -1,16 +1,22 @@
 """`jaxlm plan` on TPUs that are not there: memory by the compiler against arithmetic, verdicts, remedies, cache and search."""
 
+import dataclasses
 import json
+import math
 import subprocess
 import sys
 from importlib.util import find_spec
 
 import pytest
+from rich.console import Console
 
 from jaxlm import cli
 from jaxlm.errors import ConfigError
-from jaxlm.experiment import apply_overrides, load_experiment
+from jaxlm.experiment import apply_overrides, load_experiment, settle_mesh
+from jaxlm.layout import MeshConfig
+from jaxlm.plan.command import for_topology
 from jaxlm.plan.memory import out_of_memory
+from jaxlm.plan.remedies import flags
 from jaxlm.plan.search import Limits, hungrier, prune, variants
 from jaxlm.plan.topology import parse_topology
 
@@ -123,11 +129,36 @@ def test_candidates_that_cannot_be_are_counted_with_the_reason(file):
     topology, _ = parse_topology("v5e:4x4")
     kept, dropped = prune(variants(load_experiment(file), topology, Limits()), topology)
     assert dropped["rows of a microbatch do not divide over the mesh"] > 0
-    assert all(each.experiment.mesh.data * each.shape["model"] * each.shape["context"] == 16 for each in kept)
+    assert all(math.prod(each.shape.values()) == 16 for each in kept)
+    assert {each.shape["replica"] for each in kept} >= {1, 2, 4}
     assert [each.guess.seconds for each in kept] == sorted(each.guess.seconds for each in kept)
     by = {(each.experiment.mesh, each.experiment.remat, each.experiment.accumulate): each.experiment for each in kept}
     mesh = kept[0].experiment.mesh
     assert hungrier(by[mesh, "none", 1], by[mesh, "full", 1]) and not hungrier(by[mesh, "full", 1], by[mesh, "none", 1])
+
+
+def test_one_microbatch_may_fit_where_two_do_not(file):
+    one = load_experiment(file)
+    two = dataclasses.replace(one, accumulate=2)
+    four = dataclasses.replace(one, accumulate=4)
+    assert not hungrier(one, two)  # it keeps no sum of gradients
+    assert hungrier(two, four) and not hungrier(four, two)
+
+
+def test_flags_are_as_the_command_line_takes_them(file):
+    one = load_experiment(file)
+    mesh = dataclasses.replace(one.mesh, auto=True)
+    assert flags(dataclasses.replace(one, mesh=mesh), one) == "--mesh.no-auto"
+    prompts = dataclasses.replace(one, sample=dataclasses.replace(one.sample, prompts=("a", "b")))
+    assert flags(one, prompts) == "--sample.prompts a b"
+
+
+def test_a_mesh_for_other_devices_is_replaced_and_a_word_said(file, capsys):
+    other = dataclasses.replace(load_experiment(file), mesh=MeshConfig(data=3, model=2))
+    topology, _ = parse_topology("v5e:4x4")
+    settled = for_topology(other, topology, Console(stderr=True))
+    assert math.prod(settle_mesh(settled, 16).shape.values()) == 16 and not settled.mesh.auto
+    assert "the mesh data 3 x model 2 does not make up v5e:4x4" in " ".join(capsys.readouterr().err.split())
 
 
 def test_overrides_change_fields_and_refuse_what_is_none(file, tmp_path):

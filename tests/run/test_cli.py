@@ -100,7 +100,7 @@ def test_a_batch_that_does_not_divide_over_the_mesh(experiment_file):
         check_devices(
             load_experiment(experiment_file).__class__(**_with_mesh(experiment_file, expert=4) | {"model": sparse}), 8
         )
-    with pytest.raises(ConfigError, match="does not make up the 8 devices"):
+    with pytest.raises(ConfigError, match="does not make up 8 devices"):
         check_devices(load_experiment(experiment_file).__class__(**_with_mesh(experiment_file, data=3)), 8)
 
 

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from jaxlm.errors import ConfigError
+from jaxlm.errors import ConfigError, ProcessError
 from jaxlm.experiment import CheckpointConfig, EvaluationConfig, SampleConfig, load_experiment
 from jaxlm.run import processes
 from jaxlm.run.loop import train
@@ -150,7 +150,7 @@ def test_a_fault_of_one_process_reaches_all_before_any_device_is_used(start, tmp
 def test_a_coordinator_that_is_not_there_is_named():
     settings = Settings(f"127.0.0.1:{free_port()}", 2, 1, join_seconds=1, heartbeat_seconds=30)
     with pytest.raises(
-        ConfigError, match=rf"process 1 of 2 could not reach the coordinator at {settings.coordinator} within 1 s"
+        ProcessError, match=rf"process 1 of 2 could not reach the coordinator at {settings.coordinator} within 1 s"
     ):
         processes.join(settings)
     with socket.socket(socket.AF_INET6) as taken:

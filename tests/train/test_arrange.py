@@ -99,7 +99,7 @@ def test_nothing_divides():
             MeshConfig(replica=3),
             32,
             8,
-            r"3 x ... x 1 x 1 x 1 does not make up the 8 devices .*--mesh.replica 1, or --mesh.auto",
+            r"3 x ... x 1 x 1 x 1 does not make up 8 devices: .*--mesh.replica 1, or --mesh.auto",
         ),
     ],
 )
