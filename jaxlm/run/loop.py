@@ -1,6 +1,5 @@
 """Training: from an experiment to a run directory. Plain code; an experiment that needs another loop writes its own."""
 
-import os
 import signal
 import time
 from collections import deque
@@ -14,23 +13,17 @@ import jax
 from jaxlm import param
 from jaxlm.config import digest
 from jaxlm.data.mixture import prefetch
-from jaxlm.data.prepare import DataConfig, Prepared, prepare
-from jaxlm.data.sources import parse_source
-from jaxlm.data.tokenizer import train_tokenizer
-from jaxlm.errors import ConfigError, JaxlmError
+from jaxlm.errors import JaxlmError
 from jaxlm.eval.language_model import summarize
-from jaxlm.experiment import Experiment, GuardConfig, settle_mesh
-from jaxlm.hardware import chip
-from jaxlm.layout import make_mesh, slices_of
+from jaxlm.experiment import Experiment, GuardConfig
 from jaxlm.run import decisions, directory, display, goodput, processes, report
-from jaxlm.run.agreement import agreed, announced, same, told
+from jaxlm.run.agreement import agreed, announced, same
 from jaxlm.run.metrics import MetricsLog, read_rows
+from jaxlm.run.preflight import check_inputs, check_processes, check_shared, laid_out, prepared_data
 from jaxlm.run.rows import summarize_rows
 from jaxlm.run.setup import Setup, compile_step, describe_checkpoint, make_validate, restore_or_begin, set_up
 from jaxlm.train.checkpoint import CheckpointWriter
 from jaxlm.train.step import TrainState
-
-DAY = 86400.0
 
 
 def train(
@@ -49,18 +42,18 @@ def train(
     with ExitStack() as held:
         with agreed("configuration"):
             check_inputs(experiment.data)
-            _check_processes(experiment)
+            check_processes(experiment)
             if leading:
                 held.enter_context(directory.opened_for_writing(folder))
                 for name, before, now in directory.settle_config(folder, experiment, allow_change=allow_config_change):
                     out.print(f"changed: {name} {before!r} -> {now!r}")
         devices = jax.devices()
         with agreed("mesh"):
-            mesh = _mesh(experiment, devices, out)
+            mesh = laid_out(experiment, devices, out)
         with clock.during("preparing"):
-            prepared = _prepared(experiment.data, out)
+            prepared = prepared_data(experiment.data, out)
         start = 0
-        _check_shared(folder, leading)
+        check_shared(folder)
         with agreed("set-up"):
             setup = set_up(experiment, prepared, mesh)
             if leading:
@@ -70,62 +63,6 @@ def train(
                 start = directory.record_start(folder, experiment, facts)
         with jax.set_mesh(mesh):
             return _run(setup, folder, out, clock, start)
-
-
-def _mesh(experiment: Experiment, devices: list[jax.Device], out: Any) -> jax.sharding.Mesh:
-    """Return the run's mesh, and say why where it was left to be chosen."""
-    choice = settle_mesh(experiment, len(devices), chip(devices[0].device_kind), slices_of(devices))
-    for reason in choice.reasons:
-        out.print(f"mesh: {reason}", soft_wrap=True)
-    return make_mesh(choice.shape, devices)
-
-
-def _prepared(data: DataConfig, out: Any) -> Prepared:
-    """Return the prepared data: process 0 makes what is missing, the others find it there or make their own after it."""
-    leading, prepared = processes.index() == 0, None
-    with agreed("data prepared", timeout=DAY):
-        if leading:
-            with display.preparation(out) as progress:
-                prepared = prepare(data, report=progress)
-    with agreed("data found", timeout=DAY):
-        prepared = prepared or prepare(data)
-    same("prepared data", prepared.key, "their sources are not the same files")
-    return prepared
-
-
-def _check_shared(folder: Path, leading: bool) -> None:
-    """Raise ConfigError where a process does not see the run directory of process 0: its part of checkpoints would be lost."""
-    if processes.count() == 1:
-        return
-    sign = folder / "shared"
-    if leading:
-        directory.write_atomically(sign, os.urandom(8).hex())
-    written = told("run directory", sign.read_text() if leading else "")
-    with agreed("run directory"):
-        until = time.monotonic() + 30  # a network's file system may show a new file late
-        while not (sign.exists() and sign.read_text() == written):
-            if time.monotonic() > until:
-                raise ConfigError(
-                    f"this process does not see the run directory {folder.absolute()} of process 0: put it on a file system "
-                    "that all machines mount under the same path, with --run-dir"
-                )
-            time.sleep(0.5)
-
-
-def _check_processes(experiment: Experiment) -> None:
-    for name in ("record", "replay"):
-        if processes.count() > 1 and getattr(experiment.router, name):
-            raise ConfigError(
-                f"router.{name} works in a run of one process, and this one has {processes.count()}: leave it out, or start one"
-            )
-
-
-def check_inputs(data: DataConfig) -> None:
-    """Raise ConfigError or DataError for a source or tokenizer file that is missing or not what it should be."""
-    for spelling in (*data.sources, *data.validation_sources):
-        parse_source(spelling)
-    if data.tokenizer.path:
-        train_tokenizer(data.tokenizer, ())
 
 
 def _run(setup: Setup, folder: Path, out: Any, clock: goodput.Clock, start: int) -> list[dict[str, Any]]:
