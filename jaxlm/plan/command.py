@@ -24,13 +24,8 @@ from jaxlm.run.directory import write_atomically
 
 def plan(experiment: Experiment, topology_name: str, slices: int, stage: Stage, output: Path | None) -> None:
     """Print the plan of one experiment on one topology, and write it as JSON to `output`."""
-    out, err = Console(highlight=False), Console(stderr=True, highlight=False)
-    out.width = max(out.width, 128)  # flags and lines of source in full
-    topology, said = parse_topology(topology_name, slices)
-    if said:
-        err.print(said)
-    _check_output(output)
-    experiment = for_topology(experiment, topology, err)
+    out, err = _consoles()
+    experiment, topology = _asked(experiment, topology_name, slices, (output,), err)
     compiled = compile_step(experiment, topology, stage=stage, out=err)
     estimated = estimate(experiment, compiled, topology) if compiled.costs else None
     remedies = [] if compiled.facts["fits"] else find_remedies(experiment, topology, compiled, err)
@@ -44,14 +39,8 @@ def search(
     experiment: Experiment, topology_name: str, slices: int, limits: Limits, output: Path | None, winner: Path | None
 ) -> None:
     """Print the ranking of candidates, write the best one's plan to `output` and its fields as overrides to `winner`."""
-    out, err = Console(highlight=False), Console(stderr=True, highlight=False)
-    out.width = max(out.width, 128)  # flags and lines of source in full
-    topology, said = parse_topology(topology_name, slices)
-    if said:
-        err.print(said)
-    _check_output(output)
-    _check_output(winner)
-    experiment = for_topology(experiment, topology, err)
+    out, err = _consoles()
+    experiment, topology = _asked(experiment, topology_name, slices, (output, winner), err)
     found, dropped = run_search(
         experiment, topology, limits, err, lambda result: err.print(f"  {line(result)}", soft_wrap=True)
     )
@@ -67,6 +56,24 @@ def search(
     if winner:
         write_atomically(winner, json.dumps(overrides(experiment, best.candidate.experiment), indent=2) + "\n")
         err.print(f"wrote {winner}: jaxlm train EXPERIMENT.py --overrides {winner}")
+
+
+def _consoles() -> tuple[Console, Console]:
+    out = Console(highlight=False)
+    out.width = max(out.width, 128)  # flags and lines of source in full
+    return out, Console(stderr=True, highlight=False)
+
+
+def _asked(
+    experiment: Experiment, topology_name: str, slices: int, outputs: tuple[Path | None, ...], err: Console
+) -> tuple[Experiment, Topology]:
+    """Return the experiment with a mesh for the topology that is meant, and that; refuse what cannot be done with either."""
+    topology, said = parse_topology(topology_name, slices)
+    if said:
+        err.print(said)
+    for path in outputs:
+        _check_output(path)
+    return for_topology(experiment, topology, err), topology
 
 
 def for_topology(experiment: Experiment, topology: Topology, err: Console) -> Experiment:

@@ -26,9 +26,8 @@ def experiment(experiment_file):
     """Four experts with a balancing bias, jitter and tight capacity in the second of two layers, on 4 x 2 devices."""
     base = load_experiment(experiment_file)
     moe = MoeConfig(
-        num_experts=4, experts_per_token=2, every=2, router="sigmoid", renormalize=True, capacity_factor=1.0, jitter=0.01,
-        kernel="ragged",  # the loop over tokens takes long to compile
-    )  # fmt: skip
+        num_experts=4, experts_per_token=2, every=2, router="sigmoid", renormalize=True, capacity_factor=1.0, jitter=0.01
+    )
     return dataclasses.replace(
         base, steps=STEPS, model=dataclasses.replace(base.model, moe=moe), mesh=MeshConfig(expert=2), accumulate=1,
         checkpoint=dataclasses.replace(base.checkpoint, every=5), sample=dataclasses.replace(base.sample, tokens=0),
