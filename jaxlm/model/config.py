@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from jaxlm.config import Range, config
 from jaxlm.errors import ConfigError
 from jaxlm.model.moe_config import MoeConfig
+from jaxlm.model.rope_config import RopeScaling
 
 Size = Annotated[int, Range(1)]
 Fraction = Annotated[float, Range(0, 1)]
@@ -33,8 +34,9 @@ class ModelConfig:
     max_length: Size = 2048
     """The longest sequence: rows of learned positions, and the limit of a cache."""
 
-    activation: Literal["swiglu", "geglu", "gelu", "gelu_tanh", "relu", "relu2"] = "swiglu"
-    """Feed-forward non-linearity; swiglu and geglu (tanh form) are gated by a third matrix, relu2 is ReLU squared."""
+    activation: Literal["swiglu", "geglu", "geglu_exact", "reglu", "gelu", "gelu_tanh", "silu", "relu", "relu2"] = "swiglu"
+    """Feed-forward non-linearity; those in -glu are gated by a third matrix (geglu: tanh form, geglu_exact: erf), relu2 is
+    ReLU squared."""
     norm: Literal["rms", "layer"] = "rms"
     """RMSNorm (arXiv:1910.07467) or LayerNorm (arXiv:1607.06450)."""
     norm_bias: bool = False
@@ -43,6 +45,8 @@ class ModelConfig:
     """Scale by 1 + w, w starting at zero (Gemma)."""
     norm_position: Literal["before", "after", "both"] = "before"
     """Norm at the input of each sub-layer, at its output before the residual sum, or at both."""
+    parallel_residual: bool = False
+    """Attention and feed-forward sub-layer both read the block's input (GPT-NeoX), instead of one after the other."""
     norm_epsilon: Annotated[float, Range(0, 1)] = 1e-5
     """Added to the variance (or mean square) under the root."""
 
@@ -52,6 +56,10 @@ class ModelConfig:
     """Base of the rotary frequencies."""
     rope_fraction: Fraction = 1.0
     """The part of each head that is rotated (partial RoPE)."""
+    rope_scaling: RopeScaling = RopeScaling()
+    """How frequencies are changed for longer contexts."""
+    sliding_rope_theta: Annotated[float, Range(0)] = 0.0
+    """Base of the rotary frequencies in sliding layers, unscaled (Gemma 3); 0 means as in all others."""
     attention_pattern: tuple[Literal["global", "sliding"], ...] = ("global",)
     """Kinds of attention, repeated over the layers."""
     sliding_window: Annotated[int, Range(0)] = 0
@@ -108,6 +116,8 @@ class ModelConfig:
                 f"model.rope_fraction = {self.rope_fraction} rotates {self.rotary_dim} of a head's {self.head_size} features: "
                 "the number must be even and above 0"
             )
+        if self.positions == "rope":
+            self._check_rope()
         if not self.attention_pattern:
             raise ConfigError('model.attention_pattern is empty: name at least one kind, for example ("global",)')
         if "sliding" in self.attention_pattern and not self.sliding_window:
@@ -121,7 +131,34 @@ class ModelConfig:
         if self.moe.num_experts:
             self._check_moe()
 
+    def _check_rope(self) -> None:
+        if self.rope_theta <= 1:
+            raise ConfigError(f"model.rope_theta = {self.rope_theta:g} must be above 1, 10000 for example")
+        if 0 < self.sliding_rope_theta <= 1:
+            raise ConfigError(f"model.sliding_rope_theta = {self.sliding_rope_theta:g} must be above 1, or 0 for rope_theta")
+        if self.sliding_rope_theta and "sliding" not in self.attention_pattern:
+            raise ConfigError('model.sliding_rope_theta is set but model.attention_pattern has no "sliding" layer: add one')
+        pairs = self.rotary_dim // 2
+        for name in ("short_factor", "long_factor"):
+            factors = getattr(self.rope_scaling, name)
+            if self.rope_scaling.kind == "longrope" and len(factors) != pairs:
+                raise ConfigError(
+                    f"model.rope_scaling.{name} has {len(factors)} entries: longrope takes one for each of the {pairs} rotated "
+                    "pairs of a head"
+                )
+        if self.rope_scaling.kind == "dynamic" and self.rotary_dim < 4:
+            raise ConfigError(
+                f"model.rope_scaling.kind = 'dynamic' needs 4 rotated features or more, a head has {self.rotary_dim}"
+            )
+
     def _check_moe(self) -> None:
+        outside = [layer for layer in self.moe.dense_layers if not 0 <= layer < self.num_layers]
+        if outside:
+            raise ConfigError(f"model.moe.dense_layers names layer {outside[0]}: the layers are 0 to {self.num_layers - 1}")
+        if not self.moe_layers and self.moe.dense_layers:
+            raise ConfigError(
+                "model.moe.dense_layers leaves no layer a mixture: take some out, or set model.moe.num_experts = 0"
+            )
         if self.moe.every > self.num_layers:
             raise ConfigError(
                 f"model.moe.every = {self.moe.every} makes none of num_layers = {self.num_layers} layers a mixture: set it to "
@@ -155,7 +192,7 @@ class ModelConfig:
     @property
     def gated(self) -> bool:
         """Whether the feed-forward sub-layer has a gate matrix."""
-        return self.activation in ("swiglu", "geglu")
+        return "glu" in self.activation
 
     @property
     def rotary_dim(self) -> int:
@@ -165,6 +202,8 @@ class ModelConfig:
     @property
     def period(self) -> int:
         """Layers after which the kinds of blocks repeat."""
+        if self.moe.num_experts and self.moe.dense_layers:
+            return self.num_layers
         return math.lcm(len(self.attention_pattern), self.moe.every if self.moe.num_experts else 1)
 
     @property
@@ -174,11 +213,15 @@ class ModelConfig:
 
     def is_moe(self, layer: int) -> bool:
         """Return whether this layer is a mixture of experts."""
-        return self.moe.num_experts > 0 and (layer + 1) % self.moe.every == 0
+        return self.moe.num_experts > 0 and (layer + 1) % self.moe.every == 0 and layer not in self.moe.dense_layers
+
+    def attention_kind(self, layer: int) -> Literal["global", "sliding"]:
+        """Return what this layer's attention sees."""
+        return self.attention_pattern[layer % len(self.attention_pattern)]
 
     def window(self, layer: int) -> int:
         """Return the window of the attention in this layer; 0 where it sees everything."""
-        return self.sliding_window if self.attention_pattern[layer % len(self.attention_pattern)] == "sliding" else 0
+        return self.sliding_window if self.attention_kind(layer) == "sliding" else 0
 
     def for_platform(self, platform: str) -> "ModelConfig":
         """Return the configuration with every "auto" settled for "cpu", "gpu" (or "cuda") or "tpu"."""

@@ -20,6 +20,8 @@ class MoeConfig:
     """Experts a layer (E); 0 makes every layer dense."""
     every: Size = 1
     """Every n-th layer is a mixture, beginning with the n-th (Switch-Base: 2)."""
+    dense_layers: tuple[int, ...] = ()
+    """Layers, counted from 0, that stay dense all the same; with any, no layers are scanned over: compile time grows."""
     experts_per_token: Size = 1
     """Experts that a token visits (k)."""
     expert_size: Annotated[int, Range(0)] = 0
@@ -31,7 +33,8 @@ class MoeConfig:
     """softmax over all experts, top k; noisy: with learned noise on the logits (arXiv:1701.06538); sigmoid: scores of their
     own, chosen with a balancing bias (arXiv:2412.19437); expert_choice: experts choose tokens (arXiv:2202.09368)."""
     renormalize: bool = False
-    """Divide a token's gates by their sum (Mixtral, DeepSeek-V3, noisy top-k as published); raw probabilities otherwise."""
+    """Divide a token's gates by their sum (Mixtral, DeepSeek-V3, noisy top-k as published); raw probabilities otherwise. With
+    one expert a token every gate is then 1, and the router cannot be trained."""
     gate_scale: Weight = 1.0
     """Factor on all gates (DeepSeek-V3: 2.5)."""
     expert_groups: Size = 1
@@ -87,11 +90,6 @@ class MoeConfig:
             raise ConfigError(
                 f"moe.experts_per_token = {k} exceeds moe.num_experts = {experts}: a token cannot visit more experts "
                 f"than there are; set --model.moe.experts-per-token {experts} or fewer"
-            )
-        if self.renormalize and k == 1:
-            raise ConfigError(
-                "moe.renormalize with experts_per_token = 1 makes every gate exactly 1, so that the router learns nothing from "
-                "the language-model loss: set --model.moe.no-renormalize, or 2 experts per token"
             )
         if self.router == "expert_choice" and None in (self.capacity_factor, self.evaluation_capacity_factor):
             raise ConfigError(

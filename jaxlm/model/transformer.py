@@ -20,8 +20,9 @@ from jaxlm.model import layers, moe
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.edit import Edit, unchanged
 from jaxlm.model.moe import Moe, Routed
+from jaxlm.model.rope import Rotation, angles
 from jaxlm.ops.attention import SPLASH_RESIDUALS, Tokens, attention
-from jaxlm.ops.positions import rope_angles, rope_frequencies, sinusoidal
+from jaxlm.ops.positions import sinusoidal
 from jaxlm.param import Param, tree_map
 
 Remat = Literal["none", "dots", "full"]
@@ -104,18 +105,11 @@ def embed(p: Transformer, tokens_BL: Array, at: Tokens, config: ModelConfig, lay
     return x_BLD
 
 
-def angles(at: Tokens, config: ModelConfig) -> tuple[Array, Array] | None:
-    """Return the rotary cosines and sines of these positions; None for a model without RoPE."""
-    if config.positions != "rope":
-        return None
-    return rope_angles(at.positions, rope_frequencies(config.rotary_dim, config.rope_theta))
-
-
 def block(
     p: Block,
     x_BLD: Array,
     attend: Callable[[Array, Array, Array], Array],
-    rope: tuple[Array, Array] | None,
+    rope: Rotation | None,
     real_BL: Array,
     layer: Array | int,
     config: ModelConfig,
@@ -126,8 +120,8 @@ def block(
 ) -> tuple[Array, Routed | None]:
     """Return the residual stream after one layer, and what its router did where it has one.
 
-    `attend(q, k, v)` mixes tokens: within a row, or with a cache. With `key`, dropout and all else that belongs to training
-    is on.
+    `attend(q, k, v)` mixes tokens: within a row, or with a cache; q and k come rotated by `rope`, or as they are without it.
+    With `key`, dropout and all else that belongs to training is on.
     """
     keys = (None,) * 3 if key is None else tuple(jax.random.fold_in(key, place) for place in range(3))
     h_BLD = layers.norm(p.attention_norm, x_BLD, config) if p.attention_norm is not None else x_BLD
@@ -136,8 +130,9 @@ def block(
     y_BLD = layers.attention_output(p.attention, edit("heads", layer, attend(*qkv)), layout)
     if p.attention_post_norm is not None:
         y_BLD = layers.norm(p.attention_post_norm, y_BLD, config)
-    x_BLD = x_BLD + dropout(edit("attn_out", layer, y_BLD), keys[0], config.dropout)
-    h_BLD = layers.norm(p.mlp_norm, x_BLD, config) if p.mlp_norm is not None else x_BLD
+    mixed_BLD = x_BLD + dropout(edit("attn_out", layer, y_BLD), keys[0], config.dropout)
+    read_BLD = x_BLD if config.parallel_residual else mixed_BLD
+    h_BLD = layers.norm(p.mlp_norm, read_BLD, config) if p.mlp_norm is not None else read_BLD
     h_BLD, routed = edit("ffn_in", layer, h_BLD), None
     if p.moe is None:
         y_BLD = layers.mlp(p.mlp, h_BLD, config, layout)
@@ -145,7 +140,7 @@ def block(
         y_BLD, routed = moe.moe(p.moe, h_BLD, real_BL, layer, config, layout, edit=edit, key=keys[2], decoding=decoding)
     if p.mlp_post_norm is not None:
         y_BLD = layers.norm(p.mlp_post_norm, y_BLD, config)
-    return edit("resid", layer, x_BLD + dropout(edit("ffn_out", layer, y_BLD), keys[1], config.dropout)), routed
+    return edit("resid", layer, mixed_BLD + dropout(edit("ffn_out", layer, y_BLD), keys[1], config.dropout)), routed
 
 
 def forward(
@@ -165,18 +160,19 @@ def forward(
     padding). `remat` chooses what the backward pass recomputes: next to nothing (`CHEAP`), all but matrix products, or whole
     layers. With `key`, what belongs to training is on: dropout, and in mixtures jitter, noise and the training capacity.
     """
-    rope = angles(at, config)
+    rotations = angles(at, config)
     real_BL = at.segments != 0 if at.segments is not None else jnp.ones_like(tokens_BL, dtype=bool)
     x_BLD = edit("embed", 0, embed(p, tokens_BL, at, config, layout))
     if key is not None:
         x_BLD = dropout(x_BLD, jax.random.fold_in(key, config.num_layers), config.dropout)
 
-    def one_layer(x_BLD: Array, weights: Block, layer: Array, window: int) -> tuple[Array, Routed | None]:
+    def one_layer(x_BLD: Array, weights: Block, layer: Array, place: int) -> tuple[Array, Routed | None]:
+        rope = rotations and rotations[config.attention_kind(place)]
+
         def attend(q: Array, k: Array, v: Array) -> Array:
-            scale = config.attention_scale
             return attention(
-                q, k, v, at, at, scale=scale, causal=config.causal, window=window, softcap=config.attention_softcap,
-                aligned=True, kernel=config.attention_kernel,
+                q, k, v, at, at, scale=config.attention_scale, causal=config.causal, window=config.window(place),
+                softcap=config.attention_softcap, aligned=True, kernel=config.attention_kernel,
             )  # fmt: skip
 
         layer_key = None if key is None else jax.random.fold_in(key, layer)
@@ -195,7 +191,8 @@ def scan_layers(
 ) -> tuple[Any, Any]:
     """Carry x through all layers, scanning over whole repeats of the pattern; layers left over at the end run singly.
 
-    Also return what the layers gave besides, stacked in the order of the layers that gave anything; None where none did.
+    `one_layer(x, weights, layer, place)` computes one; its place in the pattern is known when it is traced. Also return what
+    the layers gave besides, stacked in the order of the layers that gave anything; None where none did.
     """
     period = len(blocks)
     whole = config.num_layers // period
@@ -210,7 +207,7 @@ def scan_layers(
         weights, first = scanned
         given = []
         for place in range(period):
-            x, also = in_loop(x, weights[place], first + place, config.window(place))
+            x, also = in_loop(x, weights[place], first + place, place)
             given += [also] if also is not None else []
         return x, given
 
@@ -219,7 +216,7 @@ def scan_layers(
     given = [jax.tree.map(_in_order, *given)] if given else []
     for place in range(config.num_layers % period):
         weights = jax.tree.map(lambda w: w[whole], blocks[place])
-        x, also = alone(x, weights, jnp.asarray(whole * period + place), config.window(place))
+        x, also = alone(x, weights, jnp.asarray(whole * period + place), place)
         given += [jax.tree.map(lambda g: g[None], also)] if also is not None else []
     return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), *given) if given else None
 

@@ -14,6 +14,7 @@ from jaxlm.errors import ConfigError
 from jaxlm.experiment import Experiment, settle_mesh
 from jaxlm.hardware import chip
 from jaxlm.layout import make_mesh, slices_of
+from jaxlm.model.config import ModelConfig
 from jaxlm.run import directory, display, processes
 from jaxlm.run.agreement import agreed, same, told
 
@@ -67,6 +68,15 @@ def check_processes(experiment: Experiment) -> None:
             raise ConfigError(
                 f"router.{name} works in a run of one process, and this one has {processes.count()}: leave it out, or start one"
             )
+
+
+def check_trainable(model: ModelConfig) -> None:
+    """Raise ConfigError where a model computes what it should, as one from elsewhere may, and yet cannot learn."""
+    if model.moe.num_experts and model.moe.renormalize and model.moe.experts_per_token == 1:
+        raise ConfigError(
+            "moe.renormalize with experts_per_token = 1 makes every gate exactly 1, so that the router learns nothing from "
+            "the language-model loss: set --model.moe.no-renormalize, or 2 experts per token"
+        )
 
 
 def check_inputs(data: DataConfig) -> None:

@@ -1,0 +1,78 @@
+"""How rotary frequencies are changed for contexts longer than the one a model began with, as values."""
+
+import math
+from typing import Annotated, Literal
+
+from jaxlm.config import Range, config
+from jaxlm.errors import ConfigError
+
+
+@config
+class RopeScaling:
+    """Which frequencies queries and keys are rotated by; names and defaults are those of Hugging Face configurations."""
+
+    kind: Literal["none", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional"] = "none"
+    """linear: positions divided by `factor` (arXiv:2306.15595); dynamic: NTK-aware, by the row's length; yarn
+    (arXiv:2309.00071); longrope (arXiv:2402.13753); llama3 (arXiv:2407.21783); proportional: wavelengths of the whole head."""
+    factor: Annotated[float, Range(0)] = 1.0
+    """How many times longer contexts become."""
+    original_length: Annotated[int, Range(0)] = 0
+    """The length before; 0 means model.max_length."""
+    low_freq_factor: Annotated[float, Range(0)] = 1.0
+    """llama3: pairs that turn less often than this within the original length are divided by `factor`."""
+    high_freq_factor: Annotated[float, Range(0)] = 4.0
+    """llama3: pairs that turn more often are kept."""
+    beta_fast: Annotated[float, Range(0)] = 32.0
+    """yarn: pairs that turn more often than this are kept."""
+    beta_slow: Annotated[float, Range(0)] = 1.0
+    """yarn: pairs that turn less often are divided by `factor`."""
+    mscale: Annotated[float, Range(0)] = 0.0
+    """yarn: with `mscale_all_dim`, weights of log(factor) in the attention factor (DeepSeek)."""
+    mscale_all_dim: Annotated[float, Range(0)] = 0.0
+    """yarn: see `mscale`."""
+    truncate: bool = True
+    """yarn: whole pairs at the borders of the ramp."""
+    attention_factor: Annotated[float, Range(0)] | None = None
+    """yarn, longrope: times cosines and sines; None for what the method derives from `factor`."""
+    short_factor: tuple[Annotated[float, Range(0)], ...] = ()
+    """longrope: a divisor for each pair, in rows up to the original length."""
+    long_factor: tuple[Annotated[float, Range(0)], ...] = ()
+    """longrope: the same in longer rows."""
+
+    def check(self) -> None:
+        """Raise ConfigError where fields contradict one another."""
+        if not self.factor:
+            raise ConfigError(
+                "rope_scaling.factor = 0 leaves no positions: give how many times longer contexts become, 2.0 say"
+            )
+        if self.kind == "llama3" and self.low_freq_factor >= self.high_freq_factor:
+            raise ConfigError(
+                f"rope_scaling.low_freq_factor = {self.low_freq_factor:g} must be below high_freq_factor = "
+                f"{self.high_freq_factor:g}; Llama 3.1 has 1 and 4"
+            )
+        if self.kind == "yarn" and not (self.beta_fast and self.beta_slow):
+            raise ConfigError("rope_scaling.beta_fast and beta_slow must be above 0; YaRN has 32 and 1")
+        if self.kind != "longrope" and (self.short_factor or self.long_factor):
+            raise ConfigError('rope_scaling.short_factor and long_factor go with rope_scaling.kind = "longrope"')
+        if 0 in self.short_factor or 0 in self.long_factor:
+            raise ConfigError("rope_scaling.short_factor and long_factor divide frequencies: none may be 0")
+
+    @property
+    def by_length(self) -> bool:
+        """Whether frequencies depend on the length of a row, so that what was rotated before does not stay valid."""
+        return self.kind in ("dynamic", "longrope")
+
+    def amplitude(self, original_length: int) -> float:
+        """Return the factor on cosines and sines; attention logits grow by its square."""
+        if self.kind not in ("yarn", "longrope"):
+            return 1.0
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.factor <= 1.0:
+            return 1.0
+        log = math.log(self.factor)
+        if self.kind == "longrope":
+            return math.sqrt(1.0 + log / math.log(original_length))
+        if self.mscale and self.mscale_all_dim:
+            return (0.1 * self.mscale * log + 1.0) / (0.1 * self.mscale_all_dim * log + 1.0)
+        return 0.1 * log + 1.0
