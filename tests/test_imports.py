@@ -9,8 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Each room may import from those before it and from itself.
 ORDER = [
-    {"errors"}, {"config"}, {"layout", "hardware"}, {"param"}, {"ops", "data"}, {"model"}, {"objective", "decode"},
-    {"train", "eval"}, {"experiment"}, {"run"}, {"plan"}, {"launch"}, {"cli"}, {"__main__"},
+    {"errors"}, {"config"}, {"layout", "hardware"}, {"param"}, {"ops", "data"}, {"model"}, {"interop"}, {"objective", "decode"},
+    {"train", "eval"}, {"experiment"}, {"run"}, {"plan"}, {"launch"}, {"commands"}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 DATA_MAY = {"errors", "config", "layout", "data"}
 OPS_MAY = {"ops"}

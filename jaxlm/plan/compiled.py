@@ -117,7 +117,7 @@ def code_digest(pattern: str) -> str:
     root = Path(jaxlm.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.glob(pattern)):
-        if path.relative_to(root).parts[0] not in ("launch", "cli.py"):
+        if path.relative_to(root).parts[0] not in ("launch", "commands", "cli.py"):
             digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 

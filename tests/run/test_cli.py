@@ -32,7 +32,8 @@ def no_devices(monkeypatch):
 
     monkeypatch.setattr(jax, "devices", touched)
     monkeypatch.setattr(jax, "device_count", touched)
-    monkeypatch.setattr("jaxlm.cli._start_jax", lambda cpu_devices, join=False: None)
+    for commands in ("training", "reading", "models"):
+        monkeypatch.setattr(f"jaxlm.commands.{commands}.start_jax", lambda cpu_devices, join=False: None)
 
 
 MISTAKES = {

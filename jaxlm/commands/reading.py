@@ -1,0 +1,140 @@
+"""Commands that read a run: evaluation, scores, text."""
+
+from __future__ import annotations  # `RouterIntervention` is resolved when `eval` is parsed
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import arg
+
+from jaxlm.commands.arguments import RunFolder, Step
+from jaxlm.commands.start import start_jax
+
+if TYPE_CHECKING:
+    from jaxlm.model.intervention import RouterIntervention
+
+Temperature = Annotated[float, arg(help="Divides the logits; 0 takes the likeliest token.")]
+TopK = Annotated[int, arg(help="Sample from this many likeliest tokens; 0: all.")]
+TopP = Annotated[float, arg(help="Sample from the smallest set of tokens with this probability.")]
+MinP = Annotated[float, arg(help="Sample from tokens at least this many times as probable as the likeliest.")]
+RepetitionPenalty = Annotated[float, arg(help="Makes what was said before, in the prompt too, less likely where above 1.")]
+FrequencyPenalty = Annotated[float, arg(help="Taken from a token's logit for every time it was written, -2 to 2.")]
+PresencePenalty = Annotated[float, arg(help="Taken from a token's logit once it was written, -2 to 2.")]
+Stop = Annotated[tuple[str, ...], arg(help="Texts to stop before.")]
+
+
+def evaluate(
+    run: RunFolder,
+    step: Step = None,
+    source: Annotated[
+        tuple[str, ...], arg(help="Text to evaluate on, for example text:book.txt; the run's own by default.")
+    ] = (),
+    split: Annotated[Literal["train", "validation"], arg(help="Of the run's own data.")] = "validation",
+    batches: Annotated[int, arg(help="How many batches; 0: all.")] = 0,
+    batch_size: Annotated[int, arg(help="Rows a batch; 0: the run's.")] = 0,
+    *,
+    router: RouterIntervention,
+) -> None:
+    """Print a checkpoint's loss, perplexity and bits per byte on any text, as one JSON object."""
+    start_jax(1)
+    from jaxlm.run.evaluate import evaluate_run
+
+    evaluate_run(run, step, source, split, batches, batch_size, router)
+
+
+def score(
+    run: RunFolder,
+    tokens: Annotated[Path, arg(metavar="ROWS.npy", help="Token rows, integers [rows, length].")],
+    logits: Annotated[
+        Path | None, arg(metavar="OUT.npy", help="Write all logits there, float32 [rows, length, vocabulary].")
+    ] = None,
+    step: Step = None,
+    batch_size: Annotated[int, arg(help="Rows at a time.")] = 8,
+) -> None:
+    """Print the log-probability of each token of given rows after those before it: one JSON object a row."""
+    start_jax(1)
+    from jaxlm.run.score import score_rows
+
+    score_rows(run, tokens, logits, step, batch_size)
+
+
+def sample(
+    run: RunFolder,
+    prompt: Annotated[tuple[str, ...], arg(help="Texts to continue; none begins a document.")] = (),
+    prompts: Annotated[
+        Path | None,
+        arg(
+            metavar="FILE",
+            help='More of them, one a line; a .jsonl file has JSON strings or objects {"prompt": TEXT}, {"tokens": IDS} or '
+            '{"messages": [...]}.',
+        ),
+    ] = None,
+    tokens: Annotated[int, arg(help="Tokens to write.")] = 200,
+    temperature: Temperature = 0.8,
+    top_k: TopK = 0,
+    top_p: TopP = 0.95,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    frequency_penalty: FrequencyPenalty = 0.0,
+    presence_penalty: PresencePenalty = 0.0,
+    stop: Stop = (),
+    samples: Annotated[int, arg(help="Continuations of each prompt.")] = 1,
+    best_of: Annotated[int, arg(help="Draw this many and keep the `samples` of the greatest log-probability; 0: off.")] = 0,
+    best_by: Annotated[Literal["mean", "total"], arg(help="Of --best-of: log-probability a token, or in all.")] = "mean",
+    beams: Annotated[int, arg(help="Search for the likeliest text with this many beams instead of sampling; 0: off.")] = 0,
+    length_penalty: Annotated[float, arg(help="Of --beams: compare log-probability / length ** this.")] = 1.0,
+    early_stopping: Annotated[
+        Literal["full", "heuristic", "never"],
+        arg(help="Of --beams: stop when all are finished, when none seems to get better, or when surely none can."),
+    ] = "heuristic",
+    seed: Annotated[int, arg(help="The same seed writes the same text.")] = 0,
+    json: Annotated[
+        bool, arg(help="Print one JSON object a continuation: prompt, text, tokens, log_probs, log_prob, finish.")
+    ] = False,
+    chat: Annotated[bool, arg(help="Put each prompt through the chat template, as what a user says.")] = False,
+    batch_size: Annotated[int, arg(help="Continuations at a time.")] = 16,
+    step: Step = None,
+) -> None:
+    """Continue prompts with a run's model; a single continuation is written as it comes."""
+    start_jax(1)
+    from jaxlm.decode.beam import Beams
+    from jaxlm.decode.sampling import Sampling
+    from jaxlm.run.sample import Wanted, sample_run
+
+    sampling = Sampling(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
+        frequency_penalty=frequency_penalty, presence_penalty=presence_penalty,
+    )  # fmt: skip
+    search = Beams(count=beams, length_penalty=length_penalty, early_stopping=early_stopping) if beams else None
+    wanted = Wanted(
+        prompts=prompt, file=prompts, tokens=tokens, sampling=sampling, stop=stop, samples=samples, best_of=best_of,
+        best_by=best_by, beams=search, seed=seed, json=json, chat=chat, batch_size=batch_size,
+    )  # fmt: skip
+    sample_run(run, wanted, step)
+
+
+def chat(
+    run: RunFolder,
+    system: Annotated[str, arg(help="Instructions that every conversation begins with.")] = "",
+    tokens: Annotated[int, arg(help="The longest answer.")] = 512,
+    temperature: Temperature = 0.8,
+    top_k: TopK = 0,
+    top_p: TopP = 0.95,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    frequency_penalty: FrequencyPenalty = 0.0,
+    presence_penalty: PresencePenalty = 0.0,
+    stop: Stop = (),
+    seed: Annotated[int, arg(help="The same seed gives the same answers.")] = 0,
+    step: Step = None,
+) -> None:
+    """Talk with a run's model through its chat template; Ctrl-C stops an answer, Ctrl-D ends."""
+    start_jax(1)
+    from jaxlm.decode.sampling import Sampling
+    from jaxlm.run.chat import chat_with_run
+
+    sampling = Sampling(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
+        frequency_penalty=frequency_penalty, presence_penalty=presence_penalty,
+    )  # fmt: skip
+    chat_with_run(run, step, system=system, tokens=tokens, sampling=sampling, stop=stop, seed=seed)
