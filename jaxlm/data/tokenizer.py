@@ -1,11 +1,10 @@
-"""Text to token ids and back without loss: SentencePiece (BPE or unigram, with byte fallback), or plain bytes."""
+"""Text to token ids and back: the one interface, its configuration, and which kind a file holds."""
 
-import hashlib
 import io
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
@@ -13,13 +12,13 @@ import numpy as np
 import sentencepiece
 
 from jaxlm.config import Range, config
-from jaxlm.data.storage import write_atomically
+from jaxlm.data.byte_tokenizer import BYTE_VOCAB_SIZE, ByteTokenizer
+from jaxlm.data.damage import damage_named
+from jaxlm.data.hugging_face_folder import tokenizer_from_hugging_face, tokenizer_from_json
+from jaxlm.data.hugging_face_tokenizer import HuggingFaceTokenizer
+from jaxlm.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from jaxlm.errors import ConfigError, DataError
 
-BYTE_VOCAB_SIZE = 259  # pad, bos, eos and the 256 bytes
-
-# SentencePiece writes a space as U+2581, so this character itself, found in a text, would come back as a space.
-_SPACE_MARK = "\u2581"
 _UNIGRAM_BYTES = 1_250_000  # the unigram trainer is 8 times as slow as BPE and gains little from more text
 _LONGEST_LINE = 4096
 
@@ -28,18 +27,29 @@ _LONGEST_LINE = 4096
 class TokenizerConfig:
     """How text becomes tokens."""
 
-    kind: Literal["bpe", "unigram", "byte"] = "bpe"
-    """bpe and unigram are trained on a sample of the training text; byte needs no training."""
-    vocab_size: Annotated[int, Range(BYTE_VOCAB_SIZE, 2**20)] = 4096
-    """Number of tokens, special ones included (byte: 259)."""
+    kind: Literal["bpe", "unigram", "byte", "none"] = "bpe"
+    """bpe and unigram are trained on a sample of the training text; byte needs no training; none is for a model that came
+    without a tokenizer."""
+    vocab_size: Annotated[int, Range(1, 2**20)] = 4096
+    """Number of tokens, special ones included (byte: 259, none: 1)."""
     path: str = ""
-    """An existing SentencePiece .model to use instead of training one; vocab_size must be its size."""
+    """An existing tokenizer to use instead of training one: a SentencePiece .model, a tokenizer.json, a Hugging Face folder or
+    a run's tokenizer.model. vocab_size must be its size; kind is then of no account."""
     training_bytes: Annotated[int, Range(1)] = 10_000_000
     """Bytes of text to train on, spread over all sources."""
 
     def check(self) -> None:
-        if self.kind == "byte" and self.path:
-            raise ConfigError(f"TokenizerConfig.path = {self.path!r} goes with kind='bpe' or 'unigram', not with kind='byte'")
+        if self.kind in ("byte", "none") and self.path:
+            raise ConfigError(
+                f"TokenizerConfig.path = {self.path!r} goes with kind='bpe' or 'unigram', not with kind={self.kind!r}"
+            )
+        if self.kind == "none" and self.vocab_size != 1:
+            raise ConfigError(f"TokenizerConfig.vocab_size = {self.vocab_size} does not go with kind='none': set vocab_size=1")
+        if not self.path and self.kind in ("bpe", "unigram") and self.vocab_size < BYTE_VOCAB_SIZE:
+            raise ConfigError(
+                f"TokenizerConfig.vocab_size = {self.vocab_size} is out of range: a tokenizer that is trained has at least "
+                f"{BYTE_VOCAB_SIZE} tokens (3 special ones and the 256 bytes)"
+            )
         if self.kind == "byte" and self.vocab_size != BYTE_VOCAB_SIZE:
             raise ConfigError(
                 f"TokenizerConfig.vocab_size = {self.vocab_size} does not go with kind='byte': "
@@ -48,114 +58,90 @@ class TokenizerConfig:
 
 
 class Tokenizer(Protocol):
-    """What the rest of jaxlm asks of a tokenizer; ids of specials never come out of `encode`."""
+    """What the rest of jaxlm asks of a tokenizer."""
 
     vocab_size: int
+    """The largest id and one: added and special tokens are counted."""
     pad_id: int
     bos_id: int
     eos_id: int
+    prefix_ids: tuple[int, ...]
+    """What goes before a text that a model is to continue, as at the tokenizer's home: bos, or nothing."""
+    stop_ids: tuple[int, ...]
+    """Ids that end a generation: eos, and what ends a turn of a chat."""
+    chat_template: str | None
+    """The Jinja template of its home, for `jaxlm.data.chat`."""
+    special_tokens: Mapping[str, str]
+    """Spellings by the names that chat templates use: {"bos_token": "<s>", ...}."""
+    special_spellings: Mapping[str, int]
+    """The id of every special token that has a spelling."""
     digest: str
     """16 hexadecimal digits that change when, and only when, the tokenizer does."""
 
-    def encode(self, text: str) -> list[int]:
-        """Return the token ids of `text`, without bos and eos."""
+    def encode(self, text: str, *, specials: bool = False) -> list[int]:
+        """Return the token ids of `text` alone: nothing is put before or after it.
+
+        Spellings of special tokens in `text` are text like any other, unless `specials`: only for text whose author may give
+        the model orders, such as a rendered chat template.
+        """
 
     def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return the ids of each text as an int32 array."""
+        """Return the ids of each text, without specials, as an int32 array."""
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of `ids`: specials are invisible, bytes that are not UTF-8 become U+FFFD."""
+    def decode(self, ids: Iterable[int], *, specials: bool = False) -> str:
+        """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD, special tokens are invisible unless `specials`.
+
+        `ids` are a whole text: where the tokenizer puts a space before every text, it is taken off again.
+        """
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """Return the bytes that `ids` stand for anywhere in a text: those of two lists joined are theirs joined.
+
+        So a text can be streamed: bytes that do not yet make a character wait for the next. A continuation keeps its leading
+        space. Specials are invisible, and so are ids of no token (a model's vocabulary may be padded).
+        """
 
     def token_bytes(self) -> np.ndarray:
         """Return int32 [vocab_size]: the UTF-8 bytes of text each token stands for (specials: 0), to report bits per byte."""
 
     def save(self, path: Path | str) -> None:
-        """Write a file that `load_tokenizer` opens."""
-
-
-class ByteTokenizer:
-    """One token a byte; see `Tokenizer`."""
-
-    vocab_size, pad_id, bos_id, eos_id = BYTE_VOCAB_SIZE, 0, 1, 2
-    _content = json.dumps({"jaxlm_tokenizer": "byte", "vocab_size": BYTE_VOCAB_SIZE}).encode()
-    digest = hashlib.sha256(_content).hexdigest()[:16]
-
-    def encode(self, text: str) -> list[int]:
-        return self.encode_many([text])[0].tolist()
-
-    def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) + 3 for text in texts]
-
-    def decode(self, ids: Iterable[int]) -> str:
-        return bytes(i - 3 for i in map(int, ids) if i >= 3).decode("utf-8", errors="replace")
-
-    def token_bytes(self) -> np.ndarray:
-        return (np.arange(self.vocab_size) >= 3).astype(np.int32)
-
-    def save(self, path: Path | str) -> None:
-        write_atomically(Path(path), self._content)
-
-
-class SentencePieceTokenizer:
-    """A SentencePiece model; see `Tokenizer`.
-
-    Models trained here are lossless. A model from elsewhere keeps its own normalization, so `decode(encode(text))` is the
-    normalized text. One without bos uses eos in its place; one without pad uses id 0, which stands only where weights are 0.
-    Raises DataError where `content` is no SentencePiece model, or one without an end-of-sequence token.
-    """
-
-    def __init__(self, content: bytes, origin: str = "tokenizer"):
-        sentencepiece.set_min_log_level(3)
-        try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=content) if content else None
-        except RuntimeError:
-            self._processor = None
-        if self._processor is None or not len(self._processor):
-            raise DataError(f"{origin} is damaged or no SentencePiece model: give the .model file that spm_train wrote")
-        if self._processor.eos_id() < 0:
-            raise DataError(f"{origin} has no end-of-sequence token, which separates documents: train it with eos_id >= 0")
-        self._content = content
-        self.vocab_size = len(self._processor)
-        self.eos_id = self._processor.eos_id()
-        self.bos_id = self._processor.bos_id() if self._processor.bos_id() >= 0 else self.eos_id
-        self.pad_id = max(self._processor.pad_id(), 0)
-        self.digest = hashlib.sha256(content).hexdigest()[:16]
-        mark = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
-        self._mark_ids = mark if all(map(self._processor.is_byte, mark)) else None
-
-    def encode(self, text: str) -> list[int]:
-        if self._mark_ids is None or _SPACE_MARK not in text:
-            return self._processor.encode(text)
-        parts = self._processor.encode(text.split(_SPACE_MARK))
-        return parts[0] + [i for part in parts[1:] for i in (*self._mark_ids, *part)]
-
-    def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [np.array(self.encode(text), np.int32) for text in texts]
-
-    def decode(self, ids: Iterable[int]) -> str:
-        return self._processor.decode([int(i) for i in ids])
-
-    def token_bytes(self) -> np.ndarray:
-        def length(i: int) -> int:
-            if self._processor.is_byte(i):
-                return 1
-            if self._processor.is_control(i) or self._processor.is_unknown(i) or self._processor.is_unused(i):
-                return 0
-            return len(self._processor.id_to_piece(i).replace(_SPACE_MARK, " ").encode())
-
-        return np.array([length(i) for i in range(self.vocab_size)], np.int32)
-
-    def save(self, path: Path | str) -> None:
-        write_atomically(Path(path), self._content)
+        """Write one file that `load_tokenizer` opens."""
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
-    """Open a tokenizer that `save` wrote, or any SentencePiece .model; DataError where that cannot be done."""
+    """Open a tokenizer that `save` wrote, any SentencePiece .model, a tokenizer.json or a Hugging Face folder, by content.
+
+    Raises DataError where that cannot be done.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _load_folder(path)
     try:
-        content = Path(path).read_bytes()
+        content = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read the tokenizer {path}: {error.strerror}") from error
-    return ByteTokenizer() if content == ByteTokenizer._content else SentencePieceTokenizer(content, str(path))
+    if content == ByteTokenizer.content:
+        return ByteTokenizer()
+    if content[:1] != b"{":
+        return SentencePieceTokenizer(content, str(path))
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged or no SentencePiece model or tokenizer.json: {error}") from error
+    kind = values.get("jaxlm_tokenizer")
+    with damage_named(str(path)):
+        if kind == "sentencepiece":
+            return SentencePieceTokenizer.from_bundle(values, str(path))
+        if kind == "hugging_face":
+            return HuggingFaceTokenizer.from_bundle(values, str(path))
+    return tokenizer_from_json(path)
+
+
+def _load_folder(folder: Path) -> Tokenizer:
+    tokenizer = tokenizer_from_hugging_face(folder)
+    if tokenizer is None:
+        raise DataError(f"{folder} holds no tokenizer.json and no tokenizer.model: name a tokenizer file, or a folder with one")
+    return tokenizer
 
 
 def train_tokenizer(config: TokenizerConfig, documents: Iterable[str]) -> Tokenizer:
@@ -164,6 +150,11 @@ def train_tokenizer(config: TokenizerConfig, documents: Iterable[str]) -> Tokeni
     The same documents give the same tokenizer, to the byte. Raises ConfigError where `config.path` has another vocabulary size,
     and DataError where the text is too small for `vocab_size`.
     """
+    if config.kind == "none":
+        raise ConfigError(
+            "the run has no tokenizer: name one by --data.tokenizer.path, its size by --data.tokenizer.vocab-size, "
+            "and --data.tokenizer.kind bpe"
+        )
     if config.kind == "byte":
         return ByteTokenizer()
     if config.path:

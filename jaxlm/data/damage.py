@@ -1,0 +1,24 @@
+"""Files of others that are not what they should be, named as faults of the file."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from jaxlm.errors import DataError
+
+
+@contextmanager
+def damage_named(origin: str) -> Iterator[None]:
+    """Turn whatever goes wrong while values of a stranger's file are read into a DataError that names the file.
+
+    A value of another type than the format's shows as one of Python's errors wherever it is first used. The library
+    `tokenizers` panics, too, which is no Exception.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except BaseException as error:
+        lookup = isinstance(error, ArithmeticError | AttributeError | LookupError | RecursionError | TypeError | ValueError)
+        if not lookup and type(error).__name__ != "PanicException":
+            raise
+        raise DataError(f"{origin} is damaged, a value in it is not what it should be: {error}") from error
