@@ -75,6 +75,11 @@ def settle_config(folder: Path, experiment: Experiment, *, allow_change: bool) -
     path, changes = folder / CONFIG, []
     metrics, saves = folder / METRICS, folder / CHECKPOINTS
     begun = (metrics.exists() and metrics.stat().st_size > 0) or (saves.is_dir() and any(saves.iterdir()))
+    if begun and imported_from(folder):
+        raise CheckpointError(
+            f"{folder} was imported: it holds a model without the state of an optimizer, which no training continues. Begin a "
+            f"run of its own from it: --run-dir runs/NAME --init-from {folder}"
+        )
     if begun and path.exists():
         changes = changed_fields(load_config(folder), experiment)
         if changes and not allow_change:
@@ -111,6 +116,13 @@ def read_starts(folder: Path) -> list[dict[str, Any]]:
         return list(json.loads((folder / RECORD).read_text())["starts"])
     except (OSError, ValueError, KeyError, TypeError):
         return []
+
+
+def imported_from(folder: Path) -> dict[str, Any]:
+    """Return what run.json says of the origin of an imported model; nothing for a run that was trained."""
+    starts = read_starts(folder)
+    origin = starts[0].get("imported") if starts else None
+    return origin if isinstance(origin, dict) else {}
 
 
 def record_start(folder: Path, experiment: Experiment, facts: dict[str, Any]) -> int:

@@ -12,12 +12,14 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     Progress,
     SpinnerColumn,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 
 # Seconds between lines where there is no terminal to redraw.
@@ -105,6 +107,30 @@ def preparation(out: Console) -> Iterator[Any]:
         if not out.is_terminal and what not in last:
             last.append(what)
             out.print(f"{what} ...", soft_wrap=True)
+
+    with progress:
+        yield report
+
+
+@contextmanager
+def transfer(out: Console, what: str) -> Iterator[Any]:
+    """Yield report(done, total) in bytes: a bar with the rate on a terminal, a line now and then elsewhere."""
+    progress = Progress(
+        TextColumn(what), BarColumn(bar_width=24), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
+        console=out, disable=not out.is_terminal, transient=True,
+    )  # fmt: skip
+    task, started = progress.add_task(what, total=None), time.monotonic()
+    printed = started
+
+    def report(done: int, total: int) -> None:
+        nonlocal printed
+        progress.update(task, completed=done, total=total)
+        now = time.monotonic()
+        if not out.is_terminal and now - printed >= QUIET_INTERVAL:
+            printed = now
+            out.print(
+                f"{what}: {done / 1e9:.1f} of {total / 1e9:.1f} GB, {done / 1e6 / (now - started):.0f} MB/s", soft_wrap=True
+            )
 
     with progress:
         yield report

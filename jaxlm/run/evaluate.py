@@ -38,16 +38,15 @@ def evaluate_run(
     """
     out = display.console()
     with opened(folder, step) as run:
-        data = run.experiment.data
+        data, tokenizer = run.experiment.data, run.needs_tokenizer()
+        if sources or data.tokenizer.path:
+            data = dataclasses.replace(data, tokenizer=own_tokenizer(run.experiment, folder))
         if sources:
-            tokenizer = own_tokenizer(run.experiment, folder)
-            data = dataclasses.replace(
-                data, sources=sources, weights=(), validation_sources=(), validation_fraction=0.0, tokenizer=tokenizer
-            )
+            data = dataclasses.replace(data, sources=sources, weights=(), validation_sources=(), validation_fraction=0.0)
             split = "train"
         with display.preparation(out) as progress:
             prepared = prepare(data, report=progress)
-        if prepared.tokenizer.digest != run.tokenizer.digest:
+        if prepared.tokenizer.digest != tokenizer.digest:
             raise DataError(
                 f"the data of {folder} is tokenised differently now: its sources have changed. Say what to read with --source"
             )
@@ -57,7 +56,7 @@ def evaluate_run(
         place = jax.NamedSharding(run.mesh, run.experiment.layout.spec("batch", "length"))
         router.check_model(run.model)
         sums_of = _evaluator(run, router)
-        token_bytes = run.tokenizer.token_bytes()
+        token_bytes = tokenizer.token_bytes()
 
         def placed():
             for index in track(range(count), "evaluating", console=out, transient=True, disable=not out.is_terminal):

@@ -20,6 +20,9 @@ from jaxlm.run.open import described, read_params
 from jaxlm.train import checkpoint
 from jaxlm.train.step import TrainState, init_state
 
+# Fields of a model that its weights leave open: a tuned one may have dropout, or read shorter rows.
+OPEN = ("dropout", "init_std", "init_scale", "embedding_init_std", "compute_dtype", "attention_kernel")
+
 
 def begin(
     experiment: Experiment, model: ModelConfig, spec: Any, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
@@ -40,14 +43,15 @@ def _from_run(folder: Path, experiment: Experiment, model: ModelConfig, mesh: ja
         with agreed(f"checkpoint {step} of {folder} described"):
             _, found = described(saves, step, mesh)
             same = _shapes(found) == _shapes(model)
-            if not same or dataclasses.replace(found, moe=model.moe) != model:
-                check_upcycling(found, model)
+            alike = _chosen_anew(found, model)
+            if not same or dataclasses.replace(alike, moe=model.moe) != model:
+                check_upcycling(alike, model)
         with agreed(f"checkpoint {step} of {folder} read", timeout=3600):
             params = read_params(saves, step, found, experiment.layout, mesh)
         if same:
             return params
         key = jax.random.fold_in(jax.random.key(experiment.seed), 0)
-        return jax.jit(lambda dense: upcycle(dense, found, model, experiment.layout, key))(params)
+        return jax.jit(lambda dense: upcycle(dense, alike, model, experiment.layout, key))(params)
 
     out = display.console(quiet=jax.process_index() > 0)
     steps = told(f"list of checkpoints in {folder}", checkpoint.saved_steps(saves))
@@ -55,6 +59,13 @@ def _from_run(folder: Path, experiment: Experiment, model: ModelConfig, mesh: ja
     if newest is None:
         raise CheckpointError(f"init_from = {folder}: there is no checkpoint in {saves}")
     return newest[1]
+
+
+def _chosen_anew(found: ModelConfig, model: ModelConfig) -> ModelConfig:
+    """Return the model that was found, with those of `model`'s fields that its weights leave open."""
+    scaled = found.rope_scaling.kind != "none" and not found.rope_scaling.original_length  # by max_length, then
+    names = OPEN if found.positions == "learned" or scaled else ("max_length", *OPEN)
+    return dataclasses.replace(found, **{name: getattr(model, name) for name in names})
 
 
 def _shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:

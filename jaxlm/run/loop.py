@@ -19,7 +19,7 @@ from jaxlm.experiment import Experiment, GuardConfig
 from jaxlm.run import decisions, directory, display, goodput, processes, report
 from jaxlm.run.agreement import agreed, announced, same
 from jaxlm.run.metrics import MetricsLog, read_rows
-from jaxlm.run.preflight import check_inputs, check_processes, check_shared, laid_out, prepared_data
+from jaxlm.run.preflight import check_inputs, check_processes, check_shared, check_trainable, laid_out, prepared_data
 from jaxlm.run.rows import summarize_rows
 from jaxlm.run.setup import Setup, compile_step, describe_checkpoint, make_validate, restore_or_begin, set_up
 from jaxlm.train.checkpoint import CheckpointWriter
@@ -41,6 +41,7 @@ def train(
     same("configuration", digest(experiment), "start all processes with the same files and options")
     with ExitStack() as held:
         with agreed("configuration"):
+            check_trainable(experiment.model)
             check_inputs(experiment.data)
             check_processes(experiment)
             if leading:

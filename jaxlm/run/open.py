@@ -11,7 +11,7 @@ import jax
 from jaxlm import param
 from jaxlm.config import from_dict
 from jaxlm.data.tokenizer import Tokenizer, load_tokenizer
-from jaxlm.errors import CheckpointError, ConfigError
+from jaxlm.errors import CheckpointError, ConfigError, DataError
 from jaxlm.experiment import Experiment
 from jaxlm.layout import Layout, make_mesh
 from jaxlm.model import transformer
@@ -30,8 +30,18 @@ class OpenRun:
     model: ModelConfig
     params: Any
     step: int
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
+    """None for an imported model that came without."""
     mesh: jax.sharding.Mesh
+
+    def needs_tokenizer(self) -> Tokenizer:
+        """Return the tokenizer, or raise DataError where the run has none."""
+        if self.tokenizer is None:
+            raise DataError(
+                f"{self.folder} has no tokenizer: its model was imported without one. `jaxlm score --tokens` reads token ids; "
+                "for text, import it again from a folder that has tokenizer.json or tokenizer.model"
+            )
+        return self.tokenizer
 
 
 def described(saves: Path, step: int, mesh: jax.sharding.Mesh) -> tuple[Experiment, ModelConfig]:
@@ -76,4 +86,5 @@ def opened(folder: Path, step: int | None = None) -> Iterator[OpenRun]:
             saves, load, lambda fault: out.print(f"[yellow]warning:[/] {fault}"), None if step is None else [step]
         )
         step, (experiment, model, params) = found
-        yield OpenRun(folder, experiment, model, params, step, load_tokenizer(folder / TOKENIZER), mesh)
+        tokenizer = load_tokenizer(folder / TOKENIZER) if (folder / TOKENIZER).exists() else None
+        yield OpenRun(folder, experiment, model, params, step, tokenizer, mesh)

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from jaxlm.experiment import Experiment
 from jaxlm.run import goodput
-from jaxlm.run.directory import CHECKPOINTS, METRICS, in_use, load_config, read_starts
+from jaxlm.run.directory import CHECKPOINTS, METRICS, imported_from, in_use, load_config, read_starts
 from jaxlm.run.display import describe
 from jaxlm.run.metrics import read_rows
 from jaxlm.train.checkpoint import saved_steps
@@ -43,6 +43,10 @@ def _after(row: dict[str, Any]) -> str:
 
 
 def _state(folder: Path, experiment: Experiment, rows: list[dict[str, Any]], saves: list[int]) -> str:
+    origin = imported_from(folder)
+    if origin:
+        kinds = ", ".join(origin.get("dtypes", ()))
+        return f"imported, {origin.get('family')} ({kinds}) from {origin.get('source')}"
     done = max((row["step"] + 1 for row in rows if row["split"] == "train"), default=0)
     if in_use(folder):
         age = datetime.now(UTC).timestamp() - (folder / METRICS).stat().st_mtime if (folder / METRICS).exists() else None

@@ -52,9 +52,25 @@ class CheckpointWriter:
         `description` (JSON values) is kept with it: config, tokenizer, data position, versions. Raises CheckpointError
         where the previous save failed or this one cannot begin, for example on a full disk.
         """
+        self._start(items(state), step, description)
+
+    def save_params(self, params: Any, step: int, description: dict[str, Any]) -> None:
+        """Write parameters alone, leaf by leaf, and wait: others can begin from them, but no training continues there.
+
+        Unlike `save` it holds no copy of them, but of one leaf or two.
+        """
+        most = max(leaf.nbytes for leaf in jax.tree.leaves(params)) + 1024  # the limits themselves are refused
+        few = ocp.Context()
+        few.memory.transfer_concurrent_bytes = few.memory.write_concurrent_bytes = most
+        few.memory.is_prioritized_key_fn = lambda path: False
+        with few:
+            self._start({"params": params}, step, description)
+            self.wait()
+
+    def _start(self, saved: dict[str, Any], step: int, description: dict[str, Any]) -> None:
         self.wait()
         try:
-            response = self._orbax.save_checkpointables_async(step, items(state), force=True, custom_metadata=description)
+            response = self._orbax.save_checkpointables_async(step, saved, force=True, custom_metadata=description)
         except Exception as fault:
             raise self._explain(fault) from fault
         self._pending = threading.Thread(target=self._finish, args=(response, step), name="checkpoint")

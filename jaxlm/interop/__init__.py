@@ -1,0 +1,1 @@
+"""Other libraries' checkpoints: what their tensors and configurations are called and how they lie."""
