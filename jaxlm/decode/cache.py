@@ -1,8 +1,11 @@
-"""Keys and values of the past, one pair of arrays a layer, so that decoding a token costs one token."""
+"""Keys and values of the past, one pair of arrays a layer, so that decoding a token costs one token.
 
-import dataclasses
+Tokens take slots in order, the same slot in every row; padding is a slot of segment 0. Layers that see everything have a slot
+for every token; those with a sliding window a ring, in which token t lies in slot t modulo its size. Keys are kept rotated,
+except where frequencies depend on how long the row is: there they are kept as they are and rotated when read.
+"""
+
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,68 +13,113 @@ from flax import struct
 from jax import Array
 
 from jaxlm.layout import Layout
-from jaxlm.model import layers, transformer
 from jaxlm.model.config import ModelConfig
-from jaxlm.ops.attention import Tokens, attention
+from jaxlm.ops.attention import Tokens
+
+# Rings are this or a multiple of it, so that their rows start at even addresses.
+RING_ROUNDING = 8
 
 
 @struct.dataclass
 class Cache:
-    """What was seen so far. Slots are filled in order, the same for every row; padding is a slot of segment 0."""
+    """What was seen so far."""
 
-    keys: tuple[Array, ...]  # a layer each, BSKH
-    values: tuple[Array, ...]  # a layer each, BSKH
-    positions: Array  # BS int32
-    segments: Array  # BS int32: 0 for padding and for slots not yet filled
-    used: Array  # () int32: slots filled
+    keys: tuple[Array, ...]  # a layer each, BKSH
+    values: tuple[Array, ...]  # a layer each, BKSH
+    places: dict[str, Tokens]  # by kind of attention, BS int32: what lies in each slot; segment 0: nothing
+    used: Array  # () int32: tokens that have taken a slot, padding included
 
 
+def ring_size(config: ModelConfig, slots: int) -> int:
+    """Return the slots of a sliding layer in a cache for `slots` tokens."""
+    return min(-(-config.sliding_window // RING_ROUNDING) * RING_ROUNDING, slots)
+
+
+def size_of(kind: str, config: ModelConfig, slots: int) -> int:
+    """Return the slots of a layer of this kind of attention in a cache for `slots` tokens."""
+    return ring_size(config, slots) if kind == "sliding" else slots
+
+
+def kinds(config: ModelConfig) -> tuple[str, ...]:
+    """Return the kinds of attention that the model's layers have."""
+    return tuple(sorted({config.attention_kind(layer) for layer in range(config.num_layers)}))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "layout", "batch", "slots"))
 def empty_cache(config: ModelConfig, layout: Layout, batch: int, slots: int) -> Cache:
-    """Return a cache of `slots` tokens for `batch` rows, placed as keys and values are."""
-    spec = layout.spec("batch", None, "kv_heads", None)
-    shape, dtype = (batch, slots, config.kv_heads, config.head_size), jnp.dtype(config.compute_dtype)
+    """Return a cache for `slots` tokens in `batch` rows, placed as keys and values are."""
+    spec, dtype = layout.spec("batch", "kv_heads", None, None), jnp.dtype(config.compute_dtype)
 
     def arrays() -> tuple[Array, ...]:
-        return tuple(jnp.zeros(shape, dtype, out_sharding=spec) for _ in range(config.num_layers))
+        sizes = [size_of(config.attention_kind(layer), config, slots) for layer in range(config.num_layers)]
+        return tuple(jnp.zeros((batch, config.kv_heads, size, config.head_size), dtype, out_sharding=spec) for size in sizes)
 
-    def places() -> Array:
-        return jnp.zeros((batch, slots), jnp.int32, out_sharding=layout.spec("batch", None))
+    def nothing(size: int) -> Array:
+        return jnp.zeros((batch, size), jnp.int32, out_sharding=layout.spec("batch", None))
 
-    return Cache(arrays(), arrays(), places(), places(), jnp.zeros((), jnp.int32))
+    places = {}
+    for kind in kinds(config):
+        size = size_of(kind, config, slots)
+        places[kind] = Tokens(nothing(size), nothing(size))
+    return Cache(arrays(), arrays(), places, jnp.zeros((), jnp.int32))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "layout"), donate_argnames="cache")
-def extend(
-    params: transformer.Transformer, tokens_BL: Array, at: Tokens, cache: Cache, config: ModelConfig, layout: Layout
-) -> tuple[Array, Cache]:
-    """Append tokens to the cache and return the float32 logits [B, V] after the last of them, and the cache.
+def put(slots: Array, new: Array, used: Array, axis: int) -> Array:
+    """Return the slots with one token's entry where token `used` belongs: at the end, or round the ring."""
+    at = used % slots.shape[axis]
+    return jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), at, axis)
 
-    One program serves prefill (L > 1, in one piece or in chunks) and decoding (L = 1). `at` gives positions and segments,
-    0 for padding. Layers are unrolled: scanned, each would copy its slice of the cache (1.3 to 1.7 times slower). Rows are
-    whole on their device, whatever axis a layout splits their length over.
+
+def put_many(slots: Array, new: Array, used: Array, count: Array | int, axis: int, *, ring: bool) -> Array:
+    """Return the slots with the first `count` of several tokens' entries added.
+
+    Entries after those must be padding. In a full cache they lie, of segment 0, where the next tokens go: it needs room for
+    them, too. A ring is written anew.
     """
-    layout = dataclasses.replace(layout, length=None)
-    tokens_BL, at = jax.tree.map(lambda x: jax.reshard(x, layout.spec("batch", None)), (tokens_BL, at))
-    past = Tokens(_insert(cache.positions, at.positions, cache.used), _insert(cache.segments, at.segments, cache.used))
-    rope = transformer.angles(at, config)
-    x_BLD = transformer.embed(params, tokens_BL, at, config, layout)
-    keys, values = list(cache.keys), list(cache.values)
-    period = len(params.blocks)
-    for layer in range(config.num_layers):
-        weights = jax.tree.map(lambda w, i=layer // period: w[i], params.blocks[layer % period])
-
-        def attend(q: Array, k: Array, v: Array, layer: int = layer) -> Array:
-            keys[layer], values[layer] = _insert(keys[layer], k, cache.used), _insert(values[layer], v, cache.used)
-            return attention(
-                q, keys[layer], values[layer], at, past, scale=config.attention_scale,
-                causal=config.causal, window=config.window(layer), softcap=config.attention_softcap,
-            )  # fmt: skip
-
-        x_BLD, _ = transformer.block(weights, x_BLD, attend, rope, at.segments != 0, layer, config, layout, decoding=True)
-    x_BLD = layers.norm(params.final_norm, x_BLD[:, -1:], config)
-    logits_BV = transformer.unembed(params, x_BLD, config, layout)[:, 0]
-    return logits_BV, Cache(tuple(keys), tuple(values), *past, cache.used + tokens_BL.shape[1])
+    if not ring:
+        return jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), used, axis)
+    size = slots.shape[axis]
+    in_order = jnp.concatenate([_turned(slots, used % size, axis), new.astype(slots.dtype)], axis)
+    newest = jax.lax.dynamic_slice_in_dim(in_order, count, size, axis)
+    return _turned(newest, (-(used + count)) % size, axis)
 
 
-def _insert(slots: Array, new: Any, start: Array) -> Array:
-    return jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), start, axis=1)
+def _turned(x: Array, by: Array, axis: int) -> Array:
+    """Return x with entry `by` (0 to its size - 1) first, and those before it at the end."""
+    return jax.lax.dynamic_slice_in_dim(jnp.concatenate([x, x], axis), by, x.shape[axis], axis)
+
+
+@functools.partial(jax.jit, donate_argnames="cache")
+def forget(cache: Cache, used: Array) -> Cache:
+    """Return the cache as it was after its first `used` tokens; one with rings has lost what they overwrote."""
+
+    def kept(where: Tokens) -> Tokens:
+        slot = jax.lax.broadcasted_iota(jnp.int32, where.segments.shape, 1, out_sharding=jax.typeof(where.segments).sharding)
+        return where._replace(segments=jnp.where(slot < used, where.segments, 0))
+
+    return cache.replace(places={kind: kept(where) for kind, where in cache.places.items()}, used=jnp.asarray(used, jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "slots"))
+def enlarge(cache: Cache, config: ModelConfig, slots: int) -> Cache:
+    """Return the cache with room for `slots` tokens, more than it was made for."""
+
+    def padded(x: Array, axis: int, kind: str) -> Array:
+        more = size_of(kind, config, slots) - x.shape[axis]
+        return jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)])
+
+    def layers(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+        return tuple(padded(x, 2, config.attention_kind(layer)) for layer, x in enumerate(arrays))
+
+    places = {kind: jax.tree.map(lambda x, kind=kind: padded(x, 1, kind), where) for kind, where in cache.places.items()}
+    return cache.replace(keys=layers(cache.keys), values=layers(cache.values), places=places)
+
+
+@jax.jit
+def reorder(cache: Cache, rows: Array) -> Cache:
+    """Return the cache whose row i is row rows[i] of this one."""
+
+    def chosen(x: Array) -> Array:
+        return x.at[rows].get(out_sharding=jax.typeof(x).sharding)
+
+    return cache.replace(**{name: jax.tree.map(chosen, getattr(cache, name)) for name in ("keys", "values", "places")})

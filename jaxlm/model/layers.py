@@ -29,11 +29,14 @@ class Norm:
 
 @struct.dataclass
 class Attention:
-    """Multi-head attention's projections."""
+    """Multi-head attention's projections.
+
+    `decode.weights` puts q, k and v side by side in `q`, D((N + 2K)H), with no k and v, and flattens o to (NH)D.
+    """
 
     q: Array  # DNH
-    k: Array  # DKH
-    v: Array  # DKH
+    k: Array | None  # DKH
+    v: Array | None  # DKH
     o: Array  # NHD
     q_bias: Array | None  # NH
     k_bias: Array | None  # KH
@@ -45,7 +48,7 @@ class Attention:
 
 @struct.dataclass
 class Mlp:
-    """A feed-forward sub-layer, gated or not."""
+    """A feed-forward sub-layer, gated or not; `decode.weights` puts gate and up side by side in `up`, D(2F), with no gate."""
 
     gate: Array | None  # DF
     up: Array  # DF
@@ -134,9 +137,22 @@ def queries_keys_values(
     p: Attention, x_BLD: Array, rope: tuple[Array, Array] | None, config: ModelConfig, layout: Layout
 ) -> tuple[Array, Array, Array]:
     """Project, normalise and rotate: q [B, L, N, H], k and v [B, L, K, H]."""
-    q_BLNH = _project(x_BLD, p.q, p.q_bias, layout.spec("batch", "length", "heads", None))
-    k_BLKH = _project(x_BLD, p.k, p.k_bias, layout.spec("batch", "length", "kv_heads", None))
-    v_BLKH = _project(x_BLD, p.v, p.v_bias, layout.spec("batch", "length", "kv_heads", None))
+    N, K = config.num_heads, config.kv_heads
+    if p.k is None:
+        heads = _flat_product(x_BLD, p.q, (N + 2 * K, config.head_size), layout.spec("batch", "length", None, None))
+        q_BLNH, k_BLKH, v_BLKH = (
+            _biased(jax.reshard(part, layout.spec("batch", "length", axis, None)), bias)
+            for part, axis, bias in zip(
+                jnp.split(heads, (N, N + K), axis=2),
+                ("heads", "kv_heads", "kv_heads"),
+                (p.q_bias, p.k_bias, p.v_bias),
+                strict=True,
+            )
+        )
+    else:
+        q_BLNH = _project(x_BLD, p.q, p.q_bias, layout.spec("batch", "length", "heads", None))
+        k_BLKH = _project(x_BLD, p.k, p.k_bias, layout.spec("batch", "length", "kv_heads", None))
+        v_BLKH = _project(x_BLD, p.v, p.v_bias, layout.spec("batch", "length", "kv_heads", None))
     if p.q_norm is not None:
         axes = 2 if config.qk_norm == "all" else 1
         q_BLNH = norm(p.q_norm, q_BLNH, config, axes=axes)
@@ -148,18 +164,24 @@ def queries_keys_values(
 
 def attention_output(p: Attention, y_BLNH: Array, layout: Layout) -> Array:
     """Project the heads' outputs back to the residual width; over the model axis this is where partial sums meet."""
-    y_BLD = flat_einsum("tnh,nhd->td", y_BLNH, p.o, layout.spec("batch", "length", None))
-    return y_BLD if p.o_bias is None else y_BLD + _like(p.o_bias.astype(y_BLD.dtype), y_BLD)
+    stream = layout.spec("batch", "length", None)
+    if p.o.ndim == 2:
+        return _biased(_flat_product(y_BLNH, p.o, p.o.shape[1:], stream), p.o_bias)
+    return _biased(flat_einsum("tnh,nhd->td", y_BLNH, p.o, stream), p.o_bias)
 
 
 def mlp(p: Mlp, x_BLD: Array, config: ModelConfig, layout: Layout) -> Array:
     """Apply the feed-forward sub-layer (gated: Shazeer 2020, arXiv:2002.05202)."""
     hidden = layout.spec("batch", "length", "ffn")
-    up_BLF = _project(x_BLD, p.up, p.up_bias, hidden)
-    gate_BLF = _project(x_BLD, p.gate, p.gate_bias, hidden) if p.gate is not None else None
+    if config.gated and p.gate is None:
+        gate_BLF, up_BLF = jnp.split(_flat_product(x_BLD, p.up, p.up.shape[1:], hidden), 2, axis=2)
+        gate_BLF, up_BLF = _biased(gate_BLF, p.gate_bias), _biased(up_BLF, p.up_bias)
+    else:
+        up_BLF = _project(x_BLD, p.up, p.up_bias, hidden)
+        gate_BLF = _project(x_BLD, p.gate, p.gate_bias, hidden) if p.gate is not None else None
     h_BLF = activate(config.activation, up_BLF, gate_BLF)
     y_BLD = flat_einsum("tf,fd->td", h_BLF, p.down, layout.spec("batch", "length", None))
-    return y_BLD if p.down_bias is None else y_BLD + _like(p.down_bias.astype(y_BLD.dtype), y_BLD)
+    return _biased(y_BLD, p.down_bias)
 
 
 @functools.cache
@@ -211,8 +233,19 @@ def flat_einsum(formula: str, x: Array, w: Array, out: jax.P, precision: jax.lax
     return jax.lax.reshape(y, (batch, length, *y.shape[1:]), out_sharding=out)
 
 
+def _flat_product(x: Array, w: Array, outer: tuple[int, ...], out: jax.P) -> Array:
+    """Return [B, L, *outer], the product of x [B, L, ...] with a plain matrix: what `decode.weights` makes of some weights."""
+    batch, length = x.shape[:2]
+    flat = jax.lax.reshape(x, (batch * length, w.shape[0]), out_sharding=jax.P(None, None))
+    return jax.lax.reshape(flat @ w, (batch, length, *outer), out_sharding=out)
+
+
 def _project(x_BLD: Array, w: Array, bias: Array | None, out: jax.P) -> Array:
     y = flat_einsum("td,dnh->tnh" if w.ndim == 3 else "td,df->tf", x_BLD, w, out)
+    return _biased(y, bias)
+
+
+def _biased(y: Array, bias: Array | None) -> Array:
     return y if bias is None else y + _like(bias.astype(y.dtype), y)
 
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from rich.table import Table
 
 from jaxlm import param
-from jaxlm.decode.generate import Sampling, generate_text
+from jaxlm.decode.generate import generate_text
+from jaxlm.decode.sampling import Sampling
 from jaxlm.run.directory import write_atomically
 from jaxlm.run.router_report import draw_routers
 from jaxlm.run.setup import Setup
@@ -32,7 +32,7 @@ def write_samples(setup: Setup, params: Any) -> list[tuple[str, str]]:
         prompts,
         sample.tokens,
         sampling,
-        jax.random.key(setup.experiment.seed),
+        setup.experiment.seed,
     )
     return list(zip(prompts, texts, strict=True))
 

@@ -1,50 +1,186 @@
-"""`jaxlm sample`: continuations on the terminal."""
+"""`jaxlm sample`: continuations on the terminal, or as JSON."""
 
 import dataclasses
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
-import jax
-
-from jaxlm.decode.generate import Sampling, generate, generate_text
+from jaxlm.data.chat import encode_chat
+from jaxlm.decode.beam import Beams, beam_search
+from jaxlm.decode.generate import Completion, Request, best, check_requests, encode_prompt, generate, stream
+from jaxlm.decode.sampling import Sampling
+from jaxlm.decode.weights import prepare
+from jaxlm.errors import ConfigError, DataError
+from jaxlm.layout import Layout
 from jaxlm.run import display
-from jaxlm.run.open import opened
+from jaxlm.run.open import OpenRun, opened
 
 
-def sample_run(
-    folder: Path,
-    prompts: tuple[str, ...],
-    tokens: int,
-    controls: tuple[float, int, float],
-    samples: int,
-    seed: int,
-    step: int | None,
-) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What to write, and how."""
+
+    prompts: tuple[str, ...] = ()
+    file: Path | None = None
+    tokens: int = 200
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    samples: int = 1
+    best_of: int = 0
+    best_by: Literal["mean", "total"] = "mean"
+    beams: Beams | None = None
+    seed: int = 0
+    json: bool = False
+    chat: bool = False
+    batch_size: int = 16
+
+    def check(self) -> None:
+        """Raise ConfigError where parts contradict one another."""
+        if self.tokens < 0 or self.samples < 1 or self.batch_size < 1:
+            raise ConfigError("--tokens must be 0 or more, --samples and --batch-size 1 or more")
+        if not 0 <= self.seed < 2**64:
+            raise ConfigError(f"--seed {self.seed} must be from 0 to 2**64 - 1")
+        if self.best_of and self.best_of < self.samples:
+            raise ConfigError(f"--best-of {self.best_of} is fewer than --samples {self.samples}: draw as many or more")
+        if self.best_of and not self.sampling.temperature:
+            raise ConfigError("--best-of chooses among different samples, but temperature 0 makes all the same: raise it")
+        if self.beams and (self.best_of or self.stop):
+            raise ConfigError("--beams searches for the likeliest text: it takes neither --best-of nor --stop")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A prompt as it was given, where it was text, and as ids."""
+
+    text: str | None
+    ids: list[int]
+
+
+def sample_run(folder: Path, wanted: Wanted, step: int | None = None) -> None:
     """Write continuations of each prompt to standard output; a single one appears as it is made."""
-    temperature, top_k, top_p = controls
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    wanted.check()
+    given = _given(wanted)
     with opened(folder, step) as run:
-        repeated = [prompt for prompt in prompts for _ in range(samples)]
+        prompts = [_prompt(run, each, wanted.chat) for each in given]
+        check_requests([Request(prompt=prompt.ids) for prompt in prompts], wanted.tokens, run.model)
         layout = dataclasses.replace(run.experiment.layout, batch=None)
-        key = jax.random.key(seed)
-        if len(repeated) == 1:
-            _stream(run, repeated[0], tokens, sampling, layout, key)
+        weights = prepare(run.params, run.model, layout)
+        if len(prompts) == wanted.samples == 1 and not (wanted.json or wanted.best_of or wanted.beams) and run.tokenizer:
+            _stream(run, weights, layout, prompts[0], wanted)
             return
-        texts = generate_text(run.params, run.model, layout, run.tokenizer, repeated, tokens, sampling, key)
-        for index, (prompt, text) in enumerate(zip(repeated, texts, strict=True)):
-            print(f"{'' if index == 0 else chr(10)}--- {index + 1} of {len(texts)}\n{prompt}{text}")
+        several = len(prompts) * wanted.samples
+        for number, (prompt, completion, score) in enumerate(_made(run, weights, layout, prompts, wanted), start=1):
+            if wanted.json:
+                print(json.dumps(_row(prompt, completion, score), ensure_ascii=False), flush=True)
+            elif several == 1:
+                print(_text(prompt, completion, wanted))
+            else:
+                print(f"{'' if number == 1 else chr(10)}--- {number} of {several}\n{_text(prompt, completion, wanted)}")
 
 
-def _stream(run, prompt: str, tokens: int, sampling: Sampling, layout, key: jax.Array) -> None:
-    ids = [run.tokenizer.bos_id, *run.tokenizer.encode(prompt)]
-    display.stream(prompt)
-    made: list[int] = []
-    shown = ""
-    for (token,) in generate(run.params, run.model, layout, [ids], tokens, sampling, key, stop_id=run.tokenizer.eos_id):
-        if token < 0:
-            break
-        made.append(int(token))
-        text = run.tokenizer.decode(made)
-        if not text.endswith("\ufffd"):  # a character whose bytes have not all come yet
-            display.stream(text[len(shown) :])
-            shown = text
-    display.stream(run.tokenizer.decode(made)[len(shown) :] + "\n")
+def _made(
+    run: OpenRun, weights: Any, layout: Layout, prompts: Sequence[Prompt], wanted: Wanted
+) -> Iterator[tuple[Prompt, Completion, float | None]]:
+    """Yield the completions to show, prompt by prompt."""
+    if wanted.beams:
+        at_once = max(1, wanted.batch_size // wanted.beams.count)
+        for start in range(0, len(prompts), at_once):
+            part = prompts[start : start + at_once]
+            found = beam_search(
+                weights, run.model, layout, [prompt.ids for prompt in part], wanted.tokens, wanted.beams,
+                tokenizer=run.tokenizer, best=wanted.samples,
+            )  # fmt: skip
+            for prompt, completions in zip(part, found, strict=True):
+                yield from ((prompt, completion, score) for score, completion in completions)
+        return
+    draws = wanted.best_of or wanted.samples
+    requests = [
+        Request(prompt=prompt.ids, sampling=wanted.sampling, seed=wanted.seed, sample=sample)
+        for prompt in prompts
+        for sample in range(draws)
+    ]
+    made: list[Completion] = []
+    for start in range(0, len(requests), wanted.batch_size):
+        part = requests[start : start + wanted.batch_size]
+        made += generate(weights, run.model, layout, part, wanted.tokens, tokenizer=run.tokenizer, stop=wanted.stop)
+        while len(made) >= draws:
+            prompt, prompts = prompts[0], prompts[1:]
+            of_prompt, made = made[:draws], made[draws:]
+            kept = best(of_prompt, wanted.samples, wanted.best_by) if wanted.best_of else of_prompt
+            yield from ((prompt, completion, None) for completion in kept)
+
+
+def _stream(run: OpenRun, weights: Any, layout: Layout, prompt: Prompt, wanted: Wanted) -> None:
+    request = Request(prompt=prompt.ids, sampling=wanted.sampling, seed=wanted.seed)
+    display.stream("" if wanted.chat else prompt.text or "")
+    shown = 0
+    for (completion,) in stream(
+        weights, run.model, layout, [request], wanted.tokens, tokenizer=run.tokenizer, stop=wanted.stop
+    ):
+        text = completion.text or ""
+        display.stream(text[shown:])
+        shown = len(text)
+    display.stream("\n")
+
+
+def _text(prompt: Prompt, completion: Completion, wanted: Wanted) -> str:
+    if completion.text is None:
+        return " ".join(map(str, completion.tokens))
+    return completion.text if wanted.chat else f"{prompt.text or ''}{completion.text}"
+
+
+def _row(prompt: Prompt, completion: Completion, score: float | None) -> dict[str, Any]:
+    row = {
+        "prompt": prompt.ids if prompt.text is None else prompt.text, "text": completion.text, "tokens": completion.tokens,
+        "log_probs": completion.log_probs, "log_prob": completion.total, "finish": completion.finish,
+    }  # fmt: skip
+    return row if score is None else row | {"score": score}
+
+
+def _given(wanted: Wanted) -> list[Any]:
+    """Return prompts as given: texts, or objects of a JSON lines file."""
+    given: list[Any] = list(wanted.prompts)
+    if wanted.file is not None:
+        try:
+            lines = wanted.file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as fault:
+            raise DataError(f"{wanted.file} cannot be read as UTF-8 text: {fault}") from fault
+        if wanted.file.suffix != ".jsonl":
+            given += lines
+        else:
+            given += [_line(wanted.file, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+        if not given:
+            raise DataError(f"{wanted.file} holds no prompt: write one a line")
+    return given or [""]
+
+
+def _line(file: Path, number: int, line: str) -> Any:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as fault:
+        raise DataError(f"{file}, line {number} is no JSON: {fault}") from fault
+    if isinstance(value, dict) and len(value) == 1:
+        kind, value = next(iter(value.items()))
+        if kind == "tokens" and isinstance(value, list) and value and all(type(i) is int for i in value):
+            return value
+        if kind == "messages" and isinstance(value, list) and all(isinstance(message, dict) for message in value):
+            return {"messages": value}
+        value = value if kind == "prompt" else None
+    if not isinstance(value, str):
+        raise DataError(
+            f'{file}, line {number} must be a JSON string or an object with one of "prompt" (text), "tokens" (ids) and '
+            '"messages" ([{"role": ..., "content": ...}, ...])'
+        )
+    return value
+
+
+def _prompt(run: OpenRun, given: Any, chat: bool) -> Prompt:
+    if isinstance(given, list):
+        return Prompt(None, given)
+    tokenizer = run.needs_tokenizer()
+    if isinstance(given, dict):
+        return Prompt(None, encode_chat(tokenizer, given["messages"]))
+    if chat:
+        return Prompt(given, encode_chat(tokenizer, [{"role": "user", "content": given}]))
+    return Prompt(given, encode_prompt(tokenizer, given))

@@ -1,122 +1,160 @@
-"""Decoding from a cache equals the full forward pass; samplers keep what they should."""
+"""Continuations: of the model that the full forward pass is, whatever else is in the batch, ended where they should be."""
+
+import json
+from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from families import opened, placed
 from models import draw, tiny
 
-from jaxlm.decode.cache import empty_cache, extend
-from jaxlm.decode.generate import Sampling, generate
-from jaxlm.decode.sampling import filtered, sample
-from jaxlm.errors import ConfigError
+from jaxlm.data.byte_tokenizer import ByteTokenizer
+from jaxlm.decode import generate as module
+from jaxlm.decode.generate import Completion, Request, best, generate, generate_text, stream
+from jaxlm.decode.sampling import Sampling
+from jaxlm.decode.text import TextStream
+from jaxlm.decode.weights import prepare
+from jaxlm.errors import ConfigError, DataError
 from jaxlm.layout import Layout, make_mesh
-from jaxlm.ops.attention import Tokens
-from jaxlm.run.score import row_logits
+from jaxlm.run.score import row_logits, token_log_probs
 
-MODELS = {
-    "grouped-query, sliding pattern": {
-        "num_kv_heads": 2,
-        "attention_pattern": ("sliding", "global"),
-        "sliding_window": 5,
-        "num_layers": 3,
-    },
-    "learned positions, soft-cap": {"positions": "learned", "attention_softcap": 2.0, "logit_softcap": 4.0},
-}
+STORED = json.loads((Path(__file__).parents[1] / "reference" / "generation.json").read_text())
+PROMPTS = [[5, 9, 11], [7, 8, 9, 10, 11, 12, 13], [4]]
+WHOLE = Layout(batch=None)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_chunks_and_single_tokens_equal_the_full_forward(name):
-    config = tiny(**MODELS[name])
-    params, tokens = draw(config), np.random.default_rng(0).integers(3, 64, (2, 20)).astype(np.int32)
-    expected = np.asarray(row_logits(params, tokens, config, Layout()))
-    # The second row is shorter, padded on the left by 3.
-    pad = np.array([[0], [3]])
-    place = np.arange(23)[None] - pad
-    shifted = np.where(
-        (place >= 0) & (place < 20), np.take_along_axis(np.pad(tokens, ((0, 0), (0, 3))), np.clip(place, 0, 22), 1), 0
-    )
-    cache = empty_cache(config, Layout(), 2, 32)
-    at = 0
-    for size in (6, 5, 1, 1, 4, 1, 1, 1):
-        here = slice(at, at + size)
-        real = (place[:, here] >= 0).astype(np.int32)
-        where = Tokens(np.maximum(place[:, here], 0).astype(np.int32), real)
-        logits, cache = extend(params, shifted[:, here].astype(np.int32), where, cache, config, Layout())
-        at += size
-        for row in range(2):
-            last = at - 1 - int(pad[row, 0])
-            if 0 <= last < 20:
-                np.testing.assert_allclose(logits[row], expected[row, last], atol=2e-5)
+def requests(sampling=Sampling(), seed=3, prompts=PROMPTS):
+    return [Request(prompt=prompt, sampling=sampling, seed=seed) for prompt in prompts]
 
 
-def test_greedy_text_is_that_of_the_full_forward_for_unequal_prompts():
+@pytest.fixture(scope="module")
+def model():
     config = tiny(num_kv_heads=4, attention_pattern=("sliding", "global"), sliding_window=6)
-    params = draw(config)
-    prompts = [[5, 9, 11], [7, 8, 9, 10, 11, 12, 13], [4]]
-    made = np.stack(
-        list(generate(params, config, Layout(batch=None), prompts, 6, Sampling(temperature=0.0), jax.random.key(0))), 1
-    )
-    for prompt, row in zip(prompts, made, strict=True):
-        sequence = list(prompt)
-        for token in row:
-            padded = np.zeros((1, 16), np.int32)
-            padded[0, : len(sequence)] = sequence
-            logits = row_logits(params, padded, config, Layout())[0, len(sequence) - 1]
-            assert int(np.argmax(logits)) == token
-            sequence.append(int(token))
+    with jax.set_mesh(make_mesh({}, jax.devices()[:1])):
+        return config, prepare(draw(config), config, WHOLE), draw(config)
 
 
-def test_the_same_text_on_a_mesh():
-    config = tiny()
-    texts = []
-    for shape in ({"data": 1, "model": 1}, {"data": 4, "model": 2}):
-        with jax.set_mesh(make_mesh(shape, jax.devices()[: shape["data"] * shape["model"]])):
-            made = generate(draw(config), config, Layout(batch=None), [[5, 6], [7]], 5, Sampling(top_p=0.9), jax.random.key(3))
-            texts.append(np.stack(list(made)))
-    np.testing.assert_array_equal(*texts)
+def test_greedy_tokens_and_log_probs_are_those_of_the_full_forward(model):
+    config, weights, params = model
+    made = generate(weights, config, WHOLE, requests(Sampling(temperature=0.0)), 6)
+    rows = np.zeros((3, 16), np.int32)
+    for row, (prompt, completion) in enumerate(zip(PROMPTS, made, strict=True)):
+        rows[row, : len(prompt) + 6] = [*prompt, *completion.tokens]
+    logits = np.asarray(row_logits(params, rows, config, WHOLE))
+    log_probs = token_log_probs(logits[:, :-1], rows[:, 1:])
+    for row, (prompt, completion) in enumerate(zip(PROMPTS, made, strict=True)):
+        here = slice(len(prompt) - 1, len(prompt) + 5)
+        assert logits[row, here].argmax(axis=-1).tolist() == completion.tokens
+        np.testing.assert_allclose(completion.log_probs, log_probs[row, here], atol=1e-5)
+        assert completion.finish == "length" and completion.text is None
 
 
-def test_a_prompt_that_ends_stays_ended():
-    config = tiny()
-    params = draw(config)
-    free = [int(t[0]) for t in generate(params, config, Layout(), [[5]], 8, Sampling(temperature=0.0), jax.random.key(0))]
-    stop = free[2]
-    made = [
-        int(t[0])
-        for t in generate(params, config, Layout(), [[5]], 8, Sampling(temperature=0.0), jax.random.key(0), stop_id=stop)
-    ]
-    first = free.index(stop)
-    assert made == [*free[:first], -1]
+@pytest.mark.parametrize("case", STORED["greedy"], ids=lambda case: f"penalty {case['repetition_penalty']}")
+def test_greedy_tokens_are_those_of_transformers(case):
+    config, _, table, tensors = opened("llama")
+    sampling = Sampling(temperature=0.0, repetition_penalty=case["repetition_penalty"])
+    made = generate(placed(config, table, tensors), config, WHOLE, requests(sampling, prompts=STORED["prompts"]), 12)
+    assert [completion.tokens for completion in made] == case["found"]
 
 
-def test_too_long_is_refused():
+def test_neither_place_nor_company_nor_stretches_change_a_text(model, monkeypatch):
+    config, weights, _ = model
+    sampling = Sampling(top_p=0.9, frequency_penalty=0.3)
+    together = [completion.tokens for completion in generate(weights, config, WHOLE, requests(sampling), 12)]
+    reverse = generate(weights, config, WHOLE, requests(sampling)[::-1], 12)
+    assert [completion.tokens for completion in reverse[::-1]] == together
+    monkeypatch.setattr(module, "LONGEST_STRETCH", 1)
+    alone = generate(weights, config, WHOLE, requests(sampling)[1:2], 12)
+    assert alone[0].tokens == together[1]
+    other = generate(weights, config, WHOLE, [Request(prompt=PROMPTS[1], sampling=sampling, seed=3, sample=1)], 12)
+    assert other[0].tokens != together[1]
+
+
+def test_the_same_text_on_a_mesh(model):
+    config, weights, _ = model
+    expected = [completion.tokens for completion in generate(weights, config, WHOLE, requests(Sampling(top_k=9)), 5)]
+    with jax.set_mesh(make_mesh({"data": 2, "model": 4})):
+        made = generate(draw(config), config, WHOLE, requests(Sampling(top_k=9)), 5)
+    assert [completion.tokens for completion in made] == expected
+
+
+def test_a_stop_id_ends_a_row_and_no_other(model):
+    config, weights, _ = model
+    greedy = Sampling(temperature=0.0)
+    free = generate(weights, config, WHOLE, requests(greedy), 8)
+    stop = free[0].tokens[2]
+    ended = generate(weights, config, WHOLE, requests(greedy), 8, stop_ids=[stop])
+    for before, after in zip(free, ended, strict=True):
+        first = before.tokens.index(stop) if stop in before.tokens else 8
+        assert after.tokens == before.tokens[:first]
+        assert after.finish == ("stop" if first < 8 else "length")
+        assert after.log_probs == pytest.approx(before.log_probs[: first + 1], abs=1e-6)
+    patient = Sampling(temperature=0.0, min_tokens=5)
+    later = generate(weights, config, WHOLE, requests(patient)[:1], 8, stop_ids=[stop])[0]
+    assert len(later.tokens) >= 5 and stop not in later.tokens
+
+
+class Letters(ByteTokenizer):
+    """Bytes of the tiny model's vocabulary as letters, so that any text is printable."""
+
+    vocab_size, stop_ids = 64, ()
+
+    def decode_bytes(self, ids):
+        return bytes(65 + i % 26 for i in ids)
+
+
+def test_stop_strings_cut_the_text_and_streams_never_take_back(model):
+    config, weights, _ = model
+    free = generate(weights, config, WHOLE, requests(), 20, tokenizer=Letters())
+    text = free[0].text
+    stop = text[7:10]
+    shown, last = [""] * 3, None
+    for last in stream(weights, config, WHOLE, requests(), 20, tokenizer=Letters(), stop=(stop, "never there")):
+        for row, completion in enumerate(last):
+            assert (completion.text or "").startswith(shown[row])
+            shown[row] = completion.text or ""
+    assert last[0].text == text[: text.index(stop)] and last[0].finish == "stop string"
+    assert len(last[0].tokens) == text.index(stop) + 3  # those that spell it are there
+    assert last[1].text == free[1].text.split(stop)[0]
+
+
+def test_text_streams_hold_back_what_may_change():
+    stream = TextStream(ByteTokenizer(), ("</end>", "<stop>"))
+    seen = []
+    for token in ByteTokenizer().encode("é <</end"):
+        stream.feed(token)
+        seen.append(stream.text)
+    assert seen == ["", "é", "é ", "é ", "é <", "é <", "é <", "é <", "é <"]
+    stream.feed(ByteTokenizer().encode(">")[0])
+    assert stream.stopped and stream.text == "é <"
+    half = TextStream(ByteTokenizer(), ("<stop>",))
+    for token in ByteTokenizer().encode("a<stö")[:-1]:
+        half.feed(token)
+    assert half.text == "a"
+    half.finish()
+    assert half.text == "a<st\ufffd" and not half.stopped
+
+
+def test_best_of_several():
+    completions = [Completion([1, 2], [-1.0, -1.0]), Completion([1], [-1.5]), Completion([1, 2, 3], [-0.5] * 3)]
+    assert [completions.index(c) for c in best(completions, 2, "total")] == [1, 2]
+    assert [completions.index(c) for c in best(completions, 2, "mean")] == [2, 0]
+
+
+def test_faults_are_named_before_anything_runs():
     with pytest.raises(ConfigError, match="ask for at most 4"):
-        next(generate(None, tiny(), Layout(), [[1] * 60], 10, Sampling(), jax.random.key(0)))
+        generate(None, tiny(), WHOLE, requests(prompts=[[1] * 60]), 10)
+    with pytest.raises(ConfigError, match="a prompt is empty"):
+        generate(None, tiny(), WHOLE, requests(prompts=[[]]), 10)
+    with pytest.raises(ConfigError, match="knows 0 to 63"):
+        generate(None, tiny(), WHOLE, requests(prompts=[[64]]), 10)
+    with pytest.raises(DataError, match="has no tokenizer"):
+        generate(None, tiny(), WHOLE, requests(), 10, stop=("x",))
+    assert generate(None, tiny(), WHOLE, requests(), 0)[0] == Completion(finish="length")
 
 
-def kept(logits, top_k=100, top_p=1.0, temperature=1.0):
-    out = filtered(jnp.asarray([logits], jnp.float32), jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p))
-    return np.flatnonzero(np.isfinite(out[0])).tolist()
-
-
-def test_filters_at_their_boundaries():
-    assert kept([1.0, 1.0, 0.0], top_k=1) == [0, 1]  # ties with the k-th are kept
-    assert kept([3.0, 2.0, 1.0], top_k=2) == [0, 1]
-    probabilities = np.log([0.5, 0.3, 0.2])
-    for top_p, count in ((0.0, 1), (0.49, 1), (0.5, 1), (0.79, 2), (0.81, 3), (1.0, 3)):
-        assert len(kept(probabilities, top_p=top_p)) == count, top_p
-    assert kept(np.log([0.2, 0.5, 0.3]), top_p=0.6) == [1, 2]
-    assert kept([5.0, 4.9, 0.0], top_k=2, top_p=0.3) == [0]
-
-
-def test_samples_follow_the_distribution():
-    probabilities = np.array([0.5, 0.25, 0.2, 0.05])
-    logits = jnp.broadcast_to(jnp.log(jnp.asarray(probabilities, jnp.float32))[None], (20_000, 4))
-    keys = jax.random.split(jax.random.key(0), 20_000)
-    controls = jnp.float32(1.0), jnp.int32(4), jnp.float32(1.0)
-    counts = np.bincount(sample(logits, keys, *controls), minlength=4)
-    assert (
-        ((counts - 20_000 * probabilities) ** 2) / (20_000 * probabilities)
-    ).sum() < 16.3  # chi-square, 3 degrees, p = 0.001
-    assert set(np.asarray(sample(logits[:50], jax.random.split(jax.random.key(1), 50), jnp.float32(0.0), *controls[1:]))) == {0}
+def test_texts_of_prompts():
+    config = tiny(vocab_size=259)
+    texts = generate_text(draw(config), config, WHOLE, ByteTokenizer(), ["ab", "", "ab"], 6, Sampling(), seed=1)
+    assert len(texts) == 3 and texts[0] != texts[2]

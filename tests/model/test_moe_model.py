@@ -19,7 +19,9 @@ from mixtures import (
 )
 from models import batch_of, tiny
 
-from jaxlm.decode.cache import empty_cache, extend
+from jaxlm.decode.cache import empty_cache
+from jaxlm.decode.forward import extend
+from jaxlm.decode.weights import prepare
 from jaxlm.layout import Layout
 from jaxlm.model import moe, transformer
 from jaxlm.objective import language_model
@@ -194,10 +196,11 @@ def test_decoding_from_a_cache_never_drops_and_equals_the_full_forward():
     place = np.arange(15)[None] - np.array([[0], [3]])
     shifted = np.where(place >= 0, tokens[np.arange(2)[:, None], np.clip(place, 0, 11)], 0).astype(np.int32)
     cache, at, compared = empty_cache(dropping, Layout(), 2, 16), 0, 0
+    weights = prepare(params, dropping, Layout())
     for size in (7, 1, 1, 1, 1, 1, 1, 1):
         here = slice(at, at + size)
         where = Tokens(np.maximum(place[:, here], 0).astype(np.int32), (place[:, here] >= 0).astype(np.int32))
-        logits, cache = extend(params, shifted[:, here], where, cache, dropping, Layout())
+        logits, cache = extend(weights, shifted[:, here], where, np.int32(size), cache, dropping, Layout())
         at += size
         for row, last in enumerate(place[:, at - 1]):
             if 0 <= last < 12:

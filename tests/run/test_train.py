@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from jaxlm.data.tokenizer import load_tokenizer
+from jaxlm.decode.beam import Beams
 from jaxlm.errors import CheckpointError, ConfigError, DataError, JaxlmError
 from jaxlm.experiment import load_experiment
 from jaxlm.layout import MESH_AXES, Layout, MeshConfig
@@ -21,7 +22,7 @@ from jaxlm.run.evaluate import evaluate_run
 from jaxlm.run.loop import train
 from jaxlm.run.metrics import read_rows
 from jaxlm.run.open import opened
-from jaxlm.run.sample import sample_run
+from jaxlm.run.sample import Wanted, sample_run
 from jaxlm.run.score import row_logits, score_rows
 from jaxlm.train.checkpoint import saved_steps
 
@@ -192,11 +193,41 @@ def test_score(finished, tmp_path, capsys):
 def test_sample_streams_what_it_returns_and_repeats_by_seed(finished, capsys):
     texts = []
     for seed in (1, 1, 2):
-        sample_run(finished, ("import ",), 12, (1.0, 0, 1.0), 1, seed, None)
+        sample_run(finished, Wanted(prompts=("import ",), tokens=12, seed=seed))
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1] != texts[2] and texts[0].startswith("import ")
-    sample_run(finished, ("a", "b"), 5, (0.0, 0, 1.0), 2, 0, None)
+    sample_run(finished, Wanted(prompts=("import ",), tokens=12, seed=1, json=True))
+    row = json.loads(capsys.readouterr().out)
+    assert f"{row['prompt']}{row['text']}\n" == texts[0] and row["log_prob"] == pytest.approx(sum(row["log_probs"]))
+    sample_run(finished, Wanted(prompts=("a", "b"), tokens=5, samples=2))
     assert capsys.readouterr().out.count("--- ") == 4
+
+
+def test_sample_chooses_the_best_and_reads_prompts_from_files(finished, tmp_path, capsys):
+    def rows(**given):
+        sample_run(finished, Wanted(tokens=6, json=True, **given))
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    (tmp_path / "prompts.jsonl").write_text('"def"\n{"prompt": "def"}\n{"tokens": [1, 103, 104, 105]}\n')
+    drawn = rows(file=tmp_path / "prompts.jsonl", samples=3)
+    assert [row["prompt"] for row in drawn] == ["def"] * 6 + [[1, 103, 104, 105]] * 3
+    assert [row["text"] for row in drawn[:3]] == [row["text"] for row in drawn[3:6]] == [row["text"] for row in drawn[6:]]
+    (tmp_path / "prompts.txt").write_text("def\n")
+    chosen = rows(file=tmp_path / "prompts.txt", best_of=3, best_by="total", batch_size=2)
+    assert chosen[0]["log_prob"] == pytest.approx(max(row["log_prob"] for row in drawn[:3]), abs=1e-4)
+    searched = rows(prompts=("def",), beams=Beams(count=3, length_penalty=0.0), samples=2)
+    assert searched[0]["score"] == pytest.approx(searched[0]["log_prob"], abs=1e-4)
+    assert searched[0]["score"] >= searched[1]["score"]
+    (tmp_path / "prompts.jsonl").write_text('"def"\n{"text": 3}\n')
+    for wrong, message in (
+        ({"file": tmp_path / "prompts.jsonl"}, "prompts.jsonl, line 2 must be a JSON string or an object"),
+        ({"file": tmp_path / "none.txt"}, "none.txt cannot be read"),
+        ({"best_of": 2, "samples": 3}, "--best-of 2 is fewer than --samples 3"),
+        ({"beams": Beams(), "stop": ("x",)}, "takes neither --best-of nor --stop"),
+        ({"chat": True}, "no chat template"),
+    ):
+        with pytest.raises(JaxlmError, match=message):
+            rows(**wrong)
 
 
 def test_a_folder_that_is_no_run(tmp_path):
