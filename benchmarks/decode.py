@@ -4,17 +4,19 @@
 
 runs three comparisons one after the other, each in turns (`paired.py`): decoding at batch 1 and at batch 8 after a prompt of
 64 tokens, and prefill of 512 tokens. OTHER is an environment with torch and transformers (generate_torch.py says which).
-The model is a Llama of about 30M parameters: 8 layers of width 384, 6 heads, 6 key-value heads (--kv-heads 2: grouped-query),
+The model is a Llama of about 30M parameters: 10 layers of width 384, 6 heads, 6 key-value heads (--kv-heads 2: grouped-query),
 feed-forward width 1024, vocabulary 32,000, tied. Decoding is the time of 1 + N tokens through the public `generate` less
 that of 1; both sides say which tokens came first, and they must be the same.
 """
 
 import argparse
+import json
 import platform
 import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -121,15 +123,27 @@ def compare(arguments: argparse.Namespace) -> int:
             "--seconds", str(arguments.seconds), "--a", f"{shlex.quote(sys.executable)} {shlex.quote(__file__)} {shape}",
             "--b", f"{arguments.yardstick} {shape}",
         ]  # fmt: skip
-        failed += subprocess.run(command, check=False).returncode != 0
+        with tempfile.TemporaryDirectory() as folder:
+            record = Path(folder) / "record.json"
+            failed += subprocess.run([*command, "--json", str(record)], check=False).returncode != 0
+            failed += not same_tokens(record)
     return failed
+
+
+def same_tokens(record: Path) -> bool:
+    """Whether both sides made the same first tokens in every round; otherwise the comparison is of different things."""
+    rounds = json.loads(record.read_text())["rounds"] if record.exists() else []
+    made = {tuple(answer["first_tokens"]) for turn in rounds for answer in turn["answers"].values()}
+    if len(made) != 1:
+        print(f"FAILED: the sides do not make the same tokens: {made}", file=sys.stderr)
+    return len(made) == 1
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line; the defaults are a Llama of about 30M parameters."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name, default in (
-        ("vocab", 32000), ("width", 384), ("layers", 8), ("heads", 6), ("kv-heads", 6), ("intermediate", 1024),
+        ("vocab", 32000), ("width", 384), ("layers", 10), ("heads", 6), ("kv-heads", 6), ("intermediate", 1024),
         ("batch", 1), ("prompt", 64), ("new", 64), ("rounds", 5),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)

@@ -89,7 +89,7 @@ def parse_arguments() -> argparse.Namespace:
     """The command line; the defaults are a Llama of about 30M parameters."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name, default in (
-        ("vocab", 32000), ("width", 384), ("layers", 8), ("heads", 6), ("kv-heads", 6), ("intermediate", 1024),
+        ("vocab", 32000), ("width", 384), ("layers", 10), ("heads", 6), ("kv-heads", 6), ("intermediate", 1024),
         ("batch", 1), ("prompt", 64), ("new", 64), ("threads", 2),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)

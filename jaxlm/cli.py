@@ -5,6 +5,8 @@ Nothing heavy is imported until a command needs it, so that --help answers at on
 
 import errno
 import functools
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -63,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out.print("[bold red]error:[/] ", end="")
         out.print(str(fault), markup=False, soft_wrap=True)
         return 1 if isinstance(fault, ProcessError) else 2
+    except BrokenPipeError:  # whoever read our output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as fault:
         if fault.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from jaxlm.data.damage import check_unicode
 from jaxlm.data.storage import write_atomically
 
 BYTE_VOCAB_SIZE = 259  # pad, bos, eos and the 256 bytes
@@ -25,7 +26,7 @@ class ByteTokenizer:
     digest = hashlib.sha256(content).hexdigest()[:16]
 
     def encode(self, text: str, *, specials: bool = False) -> list[int]:
-        return self.encode_many([text])[0].tolist()
+        return self.encode_many([check_unicode(text)])[0].tolist()
 
     def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) + 3 for text in texts]

@@ -22,3 +22,13 @@ def damage_named(origin: str) -> Iterator[None]:
         if not lookup and type(error).__name__ != "PanicException":
             raise
         raise DataError(f"{origin} is damaged, a value in it is not what it should be: {error}") from error
+
+
+def check_unicode(text: str) -> str:
+    """Return the text, or raise DataError where it holds a lone surrogate, which has no bytes: a bad byte of a command line."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        around = text[max(0, error.start - 20) : error.start + 20].encode(errors="replace").decode()
+        raise DataError(f"the text {around!r} is no valid Unicode at character {error.start}: give it as UTF-8") from error
+    return text

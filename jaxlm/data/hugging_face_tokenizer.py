@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxlm.data.damage import check_unicode, damage_named
 from jaxlm.data.special_tokens import SpecialTokens, check_ids
 from jaxlm.data.spelling import Spelling
 from jaxlm.data.storage import write_atomically
@@ -62,6 +63,10 @@ class HuggingFaceTokenizer:
         return tokenizer
 
     def encode(self, text: str, *, specials: bool = False) -> list[int]:
+        with damage_named("the tokenizer"):
+            return self._encode(check_unicode(text), specials)
+
+    def _encode(self, text: str, specials: bool) -> list[int]:
         if specials:
             return self._tokenizer.encode(text, add_special_tokens=False).ids
         # Cut around the character that hides special tokens, no text spells one of them with it.

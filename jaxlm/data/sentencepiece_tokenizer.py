@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
+from jaxlm.data.damage import check_unicode
 from jaxlm.data.special_tokens import SpecialTokens, check_ids
 from jaxlm.data.storage import write_atomically
 from jaxlm.errors import DataError
@@ -105,6 +106,7 @@ class SentencePieceTokenizer:
         return sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
 
     def encode(self, text: str, *, specials: bool = False) -> list[int]:
+        text = check_unicode(text)
         if not specials or not self.special_spellings:
             return self._encode(text, self._processor)
         ids: list[int] = []

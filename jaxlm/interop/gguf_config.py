@@ -85,8 +85,11 @@ def read_config(file: Gguf) -> Fields:
         raise CheckpointError(f"{file.path} does not say {prefix}{missing}, without which its model is not known")
     if "token_embd.weight" not in file.tensors:
         raise CheckpointError(f"{file.path} has no token_embd.weight: it holds no language model, or only a part of one")
+    rows, said = file.tensors["token_embd.weight"].shape[0], keys.get("vocab_size")
+    if said not in (None, rows):
+        raise CheckpointError(f"{file.path} sets {prefix}vocab_size = {said}, and its embedding has {rows} rows")
     fields |= {
-        "vocab_size": file.tensors["token_embd.weight"].shape[0],
+        "vocab_size": rows,
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "bos_token_id": file.metadata.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": file.metadata.get("tokenizer.ggml.eos_token_id"),

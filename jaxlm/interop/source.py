@@ -1,7 +1,7 @@
 """A pretrained model opened where it lies: configuration, weights and tokenizer, checked against one another, nothing read."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, Literal
 from jaxlm.data.gguf_tokenizer import tokenizer_from_gguf
 from jaxlm.data.hugging_face_folder import tokenizer_from_hugging_face
 from jaxlm.data.tokenizer import Tokenizer
-from jaxlm.errors import CheckpointError, ConfigError, suggest
+from jaxlm.errors import CheckpointError, ConfigError, DataError, suggest
 from jaxlm.interop.families.find import family_of
 from jaxlm.interop.gguf import Gguf
 from jaxlm.interop.gguf_config import check_vocabulary, read_config
@@ -78,8 +78,17 @@ def find_smollm2() -> Path:
     return found[0]
 
 
+def _tokenizer(read: Callable[[Any], Tokenizer | None], where: Any) -> Tokenizer | None:
+    try:
+        return read(where)
+    except DataError as fault:
+        raise DataError(f"{fault}. The model can be imported without its tokenizer: add --no-tokenizer") from fault
+
+
 def _open_folder(folder: Path, tokenizer: bool) -> Pretrained:
     path = folder / _CONFIG
+    if not path.exists():
+        refuse_pickles(folder)
     try:
         if path.stat().st_size > _CONFIG_LIMIT:
             raise ConfigError(f"{path} is larger than {_CONFIG_LIMIT} bytes: it is no model's configuration")
@@ -95,7 +104,7 @@ def _open_folder(folder: Path, tokenizer: bool) -> Pretrained:
     model, table = family.fit(model, tensors)
     return Pretrained(
         folder, "safetensors", str(fields.get("model_type")), fields, model, table, tensors, tensors.dtypes(),
-        tokenizer_from_hugging_face(folder) if tokenizer else None, hashlib.sha256(text).hexdigest(),
+        _tokenizer(tokenizer_from_hugging_face, folder) if tokenizer else None, hashlib.sha256(text).hexdigest(),
     )  # fmt: skip
 
 
@@ -114,5 +123,5 @@ def _open_gguf(path: Path, tokenizer: bool) -> Pretrained:
         sha256 = hashlib.sha256(header.read(file.header_bytes)).hexdigest()
     return Pretrained(
         path, "gguf", fields["model_type"], fields, model, table, tensors, file.dtypes(),
-        tokenizer_from_gguf(file.metadata) if tokenizer else None, sha256,
+        _tokenizer(tokenizer_from_gguf, file.metadata) if tokenizer else None, sha256,
     )  # fmt: skip

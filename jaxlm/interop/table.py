@@ -159,8 +159,10 @@ def tied_apart(model: ModelConfig, table: Table, tensors: Tensors) -> ModelConfi
     names = {entry.leaf: entry.name for entry in table}
     embedding, head = names.get("embed"), names.get("head")
     shapes = tensors.shapes()
-    if not model.tie_embeddings or embedding not in shapes or head not in shapes or shapes[embedding] != shapes[head]:
+    if not model.tie_embeddings or embedding not in shapes or head not in shapes:
         return model
+    if shapes[embedding] != shapes[head] or len(shapes[head]) != 2:
+        return model  # refused when all shapes are compared
     one, other = tensors.read(embedding), tensors.read(head)
     rows = range(0, len(one), 1024)
     same = all(np.array_equal(one[row : row + 1024], other[row : row + 1024]) for row in rows)

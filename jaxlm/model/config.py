@@ -111,11 +111,6 @@ class ModelConfig:
                 f"model.num_heads = {self.num_heads} does not divide by model.num_kv_heads = {self.num_kv_heads}: "
                 f"take {_near_divisor(self.num_heads, self.num_kv_heads)} key-value heads"
             )
-        if self.positions == "rope" and (self.rotary_dim % 2 or not self.rotary_dim):
-            raise ConfigError(
-                f"model.rope_fraction = {self.rope_fraction} rotates {self.rotary_dim} of a head's {self.head_size} features: "
-                "the number must be even and above 0"
-            )
         if self.positions == "rope":
             self._check_rope()
         if not self.attention_pattern:
@@ -138,17 +133,24 @@ class ModelConfig:
             raise ConfigError(f"model.sliding_rope_theta = {self.sliding_rope_theta:g} must be above 1, or 0 for rope_theta")
         if self.sliding_rope_theta and "sliding" not in self.attention_pattern:
             raise ConfigError('model.sliding_rope_theta is set but model.attention_pattern has no "sliding" layer: add one')
-        pairs = self.rotary_dim // 2
+        kind, pairs = self.rope_scaling.kind, -(-self.rotary_dim // 2)
+        # As in transformers: of an odd number of features one more is rotated, at frequencies made for the odd number.
+        odd = (kind == "yarn" and self.rotary_dim % 2) or (kind == "proportional" and self.head_size % 2)
+        if odd or not 0 < 2 * pairs <= self.head_size:
+            raise ConfigError(
+                f"model.rope_fraction = {self.rope_fraction} rotates {self.rotary_dim} of a head's {self.head_size} features: "
+                "they are rotated in pairs, one pair at least and no more than there are; take an even number"
+            )
         for name in ("short_factor", "long_factor"):
             factors = getattr(self.rope_scaling, name)
-            if self.rope_scaling.kind == "longrope" and len(factors) != pairs:
+            if kind == "longrope" and len(factors) != pairs:
                 raise ConfigError(
                     f"model.rope_scaling.{name} has {len(factors)} entries: longrope takes one for each of the {pairs} rotated "
                     "pairs of a head"
                 )
-        if self.rope_scaling.kind == "dynamic" and self.rotary_dim < 4:
+        if kind == "dynamic" and self.rotary_dim < 3:
             raise ConfigError(
-                f"model.rope_scaling.kind = 'dynamic' needs 4 rotated features or more, a head has {self.rotary_dim}"
+                f"model.rope_scaling.kind = 'dynamic' needs 3 rotated features or more, a head has {self.rotary_dim}"
             )
 
     def _check_moe(self) -> None:
@@ -239,5 +241,5 @@ class ModelConfig:
 
 
 def _near_divisor(number: int, wanted: int) -> int:
-    divisors = [n for n in range(1, number + 1) if number % n == 0]
-    return min(divisors, key=lambda n: abs(n - wanted))
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return min({*small, *(number // n for n in small)}, key=lambda n: abs(n - wanted))

@@ -11,13 +11,16 @@ from jax import Array
 
 
 def rope_frequencies(rotary_dim: int, theta: float) -> Array:
-    """Return the float32 angles per position, [rotary_dim / 2], of rotary embeddings (Su et al. 2021, arXiv:2104.09864)."""
+    """Return the float32 angles per position, [rotary_dim / 2], of rotary embeddings (Su et al. 2021, arXiv:2104.09864).
+
+    An odd `rotary_dim` gives a pair more, as transformers has it.
+    """
     return 1.0 / theta ** (jnp.arange(0, rotary_dim, 2, dtype=jnp.float32) / rotary_dim)
 
 
 def proportional_frequencies(head_size: int, rotated: int, theta: float) -> Array:
     """Return [head_size / 2] with the wavelengths of a head rotated whole, of which only `rotated` features turn."""
-    turning = 1.0 / theta ** (jnp.arange(0, rotated, 2, dtype=jnp.float32) / head_size)
+    turning = 1.0 / theta ** (jnp.arange(0, rotated // 2 * 2, 2, dtype=jnp.float32) / head_size)
     return jnp.concatenate([turning, jnp.zeros(head_size // 2 - turning.shape[0])])
 
 

@@ -1,5 +1,6 @@
 """A run's directory: what was asked, what came of it, and who is writing there now."""
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -103,11 +104,20 @@ def load_config(folder: Path) -> Experiment:
     except (OSError, ValueError) as fault:
         raise CheckpointError(f"{path} cannot be read: {fault}") from fault
     try:
-        return from_dict(Experiment, values)
+        return _with_own_tokenizer(from_dict(Experiment, values), folder)
     except ConfigError as fault:
         raise CheckpointError(
             f"{path} is not a configuration of this version of jaxlm ({jaxlm.__version__}): {fault}"
         ) from fault
+
+
+def _with_own_tokenizer(experiment: Experiment, folder: Path) -> Experiment:
+    """Return the experiment with the run's copy of a tokenizer that is not where it was: the run may have been moved."""
+    tokenizer, own = experiment.data.tokenizer, folder / TOKENIZER
+    if not tokenizer.path or Path(tokenizer.path).exists() or not own.exists():
+        return experiment
+    data = dataclasses.replace(experiment.data, tokenizer=dataclasses.replace(tokenizer, path=str(own.absolute())))
+    return dataclasses.replace(experiment, data=data)
 
 
 def read_starts(folder: Path) -> list[dict[str, Any]]:

@@ -12,14 +12,14 @@ from rich.progress import track
 from jaxlm.data.mixture import Batches
 from jaxlm.data.packing import Batch
 from jaxlm.data.prepare import prepare
-from jaxlm.data.tokenizer import TokenizerConfig
+from jaxlm.data.tokenizer import TokenizerConfig, load_tokenizer
 from jaxlm.errors import DataError
 from jaxlm.eval.language_model import evaluate, target_bytes
 from jaxlm.experiment import Experiment
 from jaxlm.model.intervention import RouterIntervention, make_edit
 from jaxlm.objective import language_model
 from jaxlm.run import decisions, display
-from jaxlm.run.directory import TOKENIZER
+from jaxlm.run.directory import TOKENIZER, imported_from
 from jaxlm.run.open import OpenRun, opened
 
 
@@ -37,6 +37,8 @@ def evaluate_run(
     Of a mixture of experts also what its routers did, under the intervention asked for.
     """
     out = display.console()
+    if imported_from(folder) and not sources:
+        raise DataError(f"{folder} was imported and has no text of its own: say what to read, --source text:book.txt say")
     with opened(folder, step) as run:
         data, tokenizer = run.experiment.data, run.needs_tokenizer()
         if sources or data.tokenizer.path:
@@ -61,6 +63,12 @@ def evaluate_run(
         def placed():
             for index in track(range(count), "evaluating", console=out, transient=True, disable=not out.is_terminal):
                 batch, digest = read.at(index)
+                greatest = max(batch.tokens.max(), batch.targets.max())
+                if greatest >= run.model.vocab_size:
+                    raise DataError(
+                        f"the text has token {greatest}, and the model knows 0 to {run.model.vocab_size - 1}: its tokenizer "
+                        "has tokens that the model was not made for; leave out the text that spells them"
+                    )
                 placed = index, digest, jax.device_put(batch, place)
                 yield placed, target_bytes(batch.targets, batch.weights, token_bytes)
 
@@ -99,5 +107,7 @@ def _evaluator(run: OpenRun, router: RouterIntervention) -> Callable[[Any, Any],
 
 def own_tokenizer(experiment: Experiment, folder: Path) -> TokenizerConfig:
     """Return a configuration that loads the tokenizer which the run was trained with."""
-    config = experiment.data.tokenizer
-    return config if config.kind == "byte" else dataclasses.replace(config, path=str((folder / TOKENIZER).absolute()))
+    config, path = experiment.data.tokenizer, str((folder / TOKENIZER).absolute())
+    if config.kind == "byte":
+        return config
+    return dataclasses.replace(config, path=path, vocab_size=load_tokenizer(path).vocab_size)

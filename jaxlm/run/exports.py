@@ -10,6 +10,7 @@ import numpy as np
 from jaxlm import param
 from jaxlm.data.hugging_face_export import save_hugging_face
 from jaxlm.data.tokenizer import Tokenizer
+from jaxlm.errors import ConfigError
 from jaxlm.interop.families.find import family_for
 from jaxlm.interop.safetensors_writer import Dtype, write_safetensors
 from jaxlm.interop.table import their_tensor, their_tensors
@@ -29,6 +30,8 @@ def export_run(
     `shard_size` is the gigabytes a file of weights may hold. Raises ConfigError, naming the value, where no family of Hugging
     Face can hold the model, and CheckpointError where `to` is taken.
     """
+    if not 0 < shard_size < float("inf"):
+        raise ConfigError(f"--shard-size {shard_size:g} must be above 0: gigabytes that a file of weights may hold")
     out = display.console()
     with new_folder(to, "--to") as making, opened(folder, step) as run:
         family = family_for(run.model)

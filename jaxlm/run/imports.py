@@ -1,6 +1,8 @@
 """`jaxlm import`: a pretrained model of others made a run."""
 
+import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ from jaxlm.interop.place import load_params
 from jaxlm.interop.source import Pretrained, open_pretrained
 from jaxlm.layout import make_mesh
 from jaxlm.model import transformer
+from jaxlm.model.config import ModelConfig
 from jaxlm.run import directory, display
 from jaxlm.train.checkpoint import CheckpointWriter
 from jaxlm.train.optimizer import OptimizerConfig
@@ -35,6 +38,7 @@ def import_model(source: str, folder: Path, *, tokenizer: bool = True) -> None:
     out = display.console()
     with new_folder(folder, "--to") as making:
         found = open_pretrained(source, tokenizer=tokenizer)
+        _check_memory(found.model)
         experiment = _experiment(found, folder)
         mesh = make_mesh({}, jax.devices()[:1])
         origin = _origin(found)
@@ -113,19 +117,38 @@ def new_folder(folder: Path, option: str) -> Iterator[Path]:
     Raises CheckpointError where `folder` holds something, or cannot be written; `option` is how it was given.
     """
     folder = folder.absolute()
-    making = folder.with_name(f".{folder.name}.unfinished")
-    try:
+    with _writable(folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise CheckpointError(f"{folder} is there already: choose another {option}, or remove it first")
-        shutil.rmtree(making, ignore_errors=True)  # of one that was killed
-        making.mkdir(parents=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        making = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".unfinished", dir=folder.parent))
+        making.chmod(0o755)  # as any folder; temporary ones are closed to others
+    try:
         yield making
-        making.rename(folder)
-        sync_folder(folder.parent)
-    except OSError as fault:
-        raise CheckpointError(f"{folder} cannot be written: {fault.strerror or fault}") from fault
+        with _writable(folder):
+            making.rename(folder)
+            sync_folder(folder.parent)
     finally:
         shutil.rmtree(making, ignore_errors=True)
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as fault:
+        raise CheckpointError(f"{folder} cannot be written: {fault.strerror or fault}") from fault
+
+
+def _check_memory(model: ModelConfig) -> None:
+    """Raise CheckpointError where this machine could never hold the parameters, rather than be killed half-way."""
+    needed = 4 * param.count(transformer.spec(model))
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise CheckpointError(
+            f"the model takes {needed / 1e9:,.1f} GB in float32 and this machine has {there / 1e9:,.1f} GB of memory: import "
+            "it on a larger one"
+        )
 
 
 def _dtypes(dtypes: Mapping[str, int]) -> str:

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxlm.errors import DataError
+from jaxlm.errors import ConfigError, DataError
 from jaxlm.layout import Layout
 from jaxlm.model import transformer
 from jaxlm.model.config import ModelConfig
 from jaxlm.ops.attention import Tokens
+from jaxlm.run import display
 from jaxlm.run.open import opened
 
 
@@ -23,6 +24,10 @@ def score_rows(folder: Path, tokens: Path, logits_out: Path | None, step: int | 
 
     Logits go to `logits_out` as float32 [rows, length, vocabulary], written as they are computed.
     """
+    if batch_size < 1:
+        raise ConfigError(f"--batch-size {batch_size} must be 1 or more")
+    if logits_out is not None and logits_out.exists() and tokens.exists() and logits_out.samefile(tokens):
+        raise ConfigError(f"--logits {logits_out} is the file of --tokens: name another")
     rows = _read_rows(tokens)
     with opened(folder, step) as run:
         if rows.min() < 0 or rows.max() >= run.model.vocab_size:
@@ -30,7 +35,10 @@ def score_rows(folder: Path, tokens: Path, logits_out: Path | None, step: int | 
                 f"{tokens} holds token {max(rows.max(), -rows.min())}: this model knows 0 to {run.model.vocab_size - 1}"
             )
         if rows.shape[1] > run.model.max_length:
-            raise DataError(f"{tokens} has rows of {rows.shape[1]} tokens: this model reads at most {run.model.max_length}")
+            what = f"{tokens} has rows of {rows.shape[1]} tokens: this model reads at most {run.model.max_length}"
+            if run.model.positions == "learned":
+                raise DataError(what)
+            display.console().print(f"[yellow]warning:[/] {what}, as it was trained", soft_wrap=True)
         file = None
         if logits_out is not None:
             try:
@@ -54,7 +62,7 @@ def score_rows(folder: Path, tokens: Path, logits_out: Path | None, step: int | 
 
 def _read_rows(path: Path) -> np.ndarray:
     try:
-        rows = np.load(path, allow_pickle=False)
+        rows = np.load(path, allow_pickle=False, mmap_mode="r")
     except FileNotFoundError as fault:
         raise DataError(f"there is no file {path}") from fault
     except (OSError, ValueError, EOFError) as fault:
@@ -63,6 +71,8 @@ def _read_rows(path: Path) -> np.ndarray:
         raise DataError(
             f"{path} must hold integer token rows [rows, length]; np.save('rows.npy', np.array([[1, 5, 9]])) makes one"
         )
+    if rows.max() >= 2**31:
+        raise DataError(f"{path} holds token {rows.max()}, which no model knows")
     return rows.astype(np.int64)
 
 

@@ -157,7 +157,6 @@ def test_router_losses_are_weighted_averaged_or_added_over_layers(over):
     ("fields", "fix"),
     [
         ({"experts_per_token": 5}, "experts-per-token 4 or fewer"),
-        ({"renormalize": True}, "no-renormalize, or 2 experts per token"),
         ({"router": "expert_choice", "evaluation_capacity_factor": 1.0}, "use router = 'softmax', or --model.moe.allow-leaks"),
         ({"router": "expert_choice"}, "evaluation-capacity-factor, 1.0 for example"),
         ({"priority": "choice", "experts_per_token": 2}, "use priority = 'token', or --model.moe.allow-leaks"),

@@ -160,7 +160,7 @@ def test_bfloat16_stays_near_float32():
     [
         ({"head_dim": 0, "num_heads": 5}, "take 4 heads"),
         ({"num_kv_heads": 3}, "key-value heads"),
-        ({"rope_fraction": 0.3}, "even"),
+        ({"rope_fraction": 0.1}, "even"),
         ({"attention_pattern": ("sliding",)}, "set model.sliding_window"),
         ({"sliding_window": 4}, "add one"),
         ({"norm_bias": True}, 'model.norm = "layer"'),

@@ -37,6 +37,8 @@ CASES = [
         "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64,
     },
+    {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.32},  # an odd number of features
+    {"rope_type": "proportional", "partial_rotary_factor": 0.32},
     {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
     {"rope_type": "proportional", "partial_rotary_factor": 0.75, "factor": 2.0},
 ]  # fmt: skip

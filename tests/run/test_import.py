@@ -116,10 +116,15 @@ def test_training_begins_from_it_but_does_not_continue_it(tmp_path, capsys):
     options = ("--data.sources", f"text:{text}", "--data.validation-fraction", "0", "--batch-size", "8")
     options = (*options, "--optimizer.learning-rate", "1e-9", "--model.max-length", "48", "--data.sequence-length", "48")
     ran(capsys, "train", run / "config.json", "--run-dir", tmp_path / "tuned", "--init-from", run, *options)
+    run = run.rename(tmp_path / "moved")
+    assert load_config(run).data.tokenizer.path == str(run / "tokenizer.model")
     with opened(run) as before, opened(tmp_path / "tuned") as after:
         assert (before.step, after.step) == (0, 1)
         for name, leaf in named_leaves(before.params).items():
             np.testing.assert_allclose(named_leaves(after.params)[name], leaf, atol=1e-6, err_msg=name)
+
+
+ENDS = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 def without(name: str) -> dict:
@@ -134,6 +139,8 @@ def without(name: str) -> dict:
         ({}, without("model.norm.weight"), "model.norm.weight [32] is missing"),
         ({}, WEIGHTS | {"model.extra": np.ones(3, np.float32)}, "model.extra [3] has no place"),
         ({"clip_qkv": 8.0}, WEIGHTS, "clip_qkv"),
+        ({"hidden_size": 2**31 - 1, "head_dim": None}, WEIGHTS, "does not divide by model.num_heads"),
+        ({"tie_word_embeddings": True}, WEIGHTS | dict.fromkeys(ENDS, np.float32(1)), "has shape []"),
         ({"model_type": "lama"}, WEIGHTS, "Did you mean 'llama'?"),
     ],
 )
@@ -156,6 +163,26 @@ def test_what_is_no_model_is_refused(tmp_path, capsys):
     for name, said in asked.items():
         assert said in refused(capsys, "import", tmp_path / name, "--to", tmp_path / "run"), name
     assert not (tmp_path / "run").exists()
+
+
+def test_mistaken_options_say_the_fix_before_anything_is_written(imported, tmp_path, capsys):
+    rows = tmp_path / "rows.npy"
+    np.save(rows, STORED["base/tokens"])
+    assert "--batch-size -1 must be 1" in refused(capsys, "score", imported, "--tokens", rows, "--batch-size", "-1")
+    assert "name another" in refused(capsys, "score", imported, "--tokens", rows, "--logits", rows)
+    np.save(tmp_path / "far.npy", np.array([[2**64 - 1]], np.uint64))
+    assert f"holds token {2**64 - 1}" in refused(capsys, "score", imported, "--tokens", tmp_path / "far.npy")
+    assert "--shard-size nan" in refused(capsys, "export", imported, "--to", tmp_path / "out", "--shard-size", "nan")
+    assert "is there already" in refused(capsys, "export", imported, "--to", "/")
+    assert "--source text:book.txt" in refused(capsys, "eval", imported)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["far.npy", "rows.npy"]
+
+
+def test_a_broken_tokenizer_can_be_left_behind(tmp_path, capsys):
+    source = write_folder(tmp_path / "source", CONFIG, WEIGHTS)
+    (source / "tokenizer.json").write_text('{"model": ')
+    assert "--no-tokenizer" in refused(capsys, "import", source, "--to", tmp_path / "run")
+    ran(capsys, "import", source, "--to", tmp_path / "run", "--no-tokenizer")
 
 
 def test_weights_that_are_not_finite_are_named(tmp_path, capsys):

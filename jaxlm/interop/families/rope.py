@@ -67,9 +67,10 @@ def _read(rope: Fields, max_length: int, partial: bool) -> dict[str, Any]:
     scaling = RopeScaling(kind=kind, **_method(rope, kind, original, max_length))
     theta = rope.number("rope_theta", None, 1.0, above=True)
     rope.finish(NAMES)
-    if kind == "dynamic":
-        # Rows beyond the trained length are what the method is for.
-        max_length = min(math.ceil(max_length * max(scaling.factor, 1.0)), LARGEST)
+    # Rows beyond the trained length are what these methods are for, and some configurations name that length alone.
+    if kind in ("dynamic", "yarn", "longrope"):
+        trained = max_length if kind == "dynamic" else original
+        max_length = max(max_length, min(math.ceil(trained * max(scaling.factor, 1.0)), LARGEST))
     return {"rope_theta": theta, "rope_fraction": fraction, "rope_scaling": scaling, "max_length": max_length}
 
 
