@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 Temperature = Annotated[float, arg(help="Divides the logits; 0 takes the likeliest token.")]
 TopK = Annotated[int, arg(help="Sample from this many likeliest tokens; 0: all.")]
-TopP = Annotated[float, arg(help="Sample from the smallest set of tokens with this probability.")]
+TopP = Annotated[float, arg(help="Sample from the smallest set of tokens with this probability; ties with the last stay.")]
 MinP = Annotated[float, arg(help="Sample from tokens at least this many times as probable as the likeliest.")]
 RepetitionPenalty = Annotated[float, arg(help="Makes what was said before, in the prompt too, less likely where above 1.")]
 FrequencyPenalty = Annotated[float, arg(help="Taken from a token's logit for every time it was written, -2 to 2.")]
 PresencePenalty = Annotated[float, arg(help="Taken from a token's logit once it was written, -2 to 2.")]
+MinTokens = Annotated[int, arg(help="No stop token before this many tokens.")]
 Stop = Annotated[tuple[str, ...], arg(help="Texts to stop before.")]
 
 
@@ -65,28 +66,37 @@ def sample(
         Path | None,
         arg(
             metavar="FILE",
-            help='More of them, one a line; a .jsonl file has JSON strings or objects {"prompt": TEXT}, {"tokens": IDS} or '
-            '{"messages": [...]}.',
+            help="More of them, one a line, UTF-8; blank lines are skipped. A .jsonl file has JSON strings or objects "
+            '{"prompt": TEXT}, {"tokens": IDS} or {"messages": [...]}.',
         ),
     ] = None,
-    tokens: Annotated[int, arg(help="Tokens to write.")] = 200,
-    temperature: Temperature = 0.8,
+    tokens: Annotated[int | None, arg(help="Tokens to write; None: 200, or what room the model leaves.")] = None,
+    temperature: Annotated[float | None, arg(help="Divides the logits; 0 takes the likeliest token; None: 0.8.")] = None,
     top_k: TopK = 0,
-    top_p: TopP = 0.95,
+    top_p: Annotated[
+        float | None,
+        arg(help="Sample from the smallest set of tokens with this probability; ties with the last stay. None: 0.95."),
+    ] = None,
     min_p: MinP = 0.0,
     repetition_penalty: RepetitionPenalty = 1.0,
     frequency_penalty: FrequencyPenalty = 0.0,
     presence_penalty: PresencePenalty = 0.0,
+    min_tokens: MinTokens = 0,
     stop: Stop = (),
     samples: Annotated[int, arg(help="Continuations of each prompt.")] = 1,
     best_of: Annotated[int, arg(help="Draw this many and keep the `samples` of the greatest log-probability; 0: off.")] = 0,
-    best_by: Annotated[Literal["mean", "total"], arg(help="Of --best-of: log-probability a token, or in all.")] = "mean",
+    best_by: Annotated[
+        Literal["mean", "total"] | None, arg(help="Of --best-of: log-probability a token, or in all; None: mean.")
+    ] = None,
     beams: Annotated[int, arg(help="Search for the likeliest text with this many beams instead of sampling; 0: off.")] = 0,
-    length_penalty: Annotated[float, arg(help="Of --beams: compare log-probability / length ** this.")] = 1.0,
+    length_penalty: Annotated[float | None, arg(help="Of --beams: compare log-probability / length ** this; None: 1.")] = None,
     early_stopping: Annotated[
-        Literal["full", "heuristic", "never"],
-        arg(help="Of --beams: stop when all are finished, when none seems to get better, or when surely none can."),
-    ] = "heuristic",
+        Literal["full", "heuristic", "never"] | None,
+        arg(
+            help="Of --beams: stop when all are finished, when none seems to get better, or when surely none can; "
+            "None: heuristic."
+        ),
+    ] = None,
     seed: Annotated[int, arg(help="The same seed writes the same text.")] = 0,
     json: Annotated[
         bool, arg(help="Print one JSON object a continuation: prompt, text, tokens, log_probs, log_prob, finish.")
@@ -97,15 +107,18 @@ def sample(
 ) -> None:
     """Continue prompts with a run's model; a single continuation is written as it comes."""
     start_jax(1)
-    from jaxlm.decode.beam import Beams
     from jaxlm.decode.sampling import Sampling
-    from jaxlm.run.sample import Wanted, sample_run
+    from jaxlm.run.sample import Wanted, beams_of, sample_run
 
+    search = beams_of(beams, length_penalty, early_stopping)
+    if temperature is None:
+        temperature = 1.0 if search else 0.8
+    if top_p is None:
+        top_p = 1.0 if search else 0.95
     sampling = Sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
-        frequency_penalty=frequency_penalty, presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty, presence_penalty=presence_penalty, min_tokens=min_tokens,
     )  # fmt: skip
-    search = Beams(count=beams, length_penalty=length_penalty, early_stopping=early_stopping) if beams else None
     wanted = Wanted(
         prompts=prompt, file=prompts, tokens=tokens, sampling=sampling, stop=stop, samples=samples, best_of=best_of,
         best_by=best_by, beams=search, seed=seed, json=json, chat=chat, batch_size=batch_size,
@@ -124,6 +137,7 @@ def chat(
     repetition_penalty: RepetitionPenalty = 1.0,
     frequency_penalty: FrequencyPenalty = 0.0,
     presence_penalty: PresencePenalty = 0.0,
+    min_tokens: MinTokens = 0,
     stop: Stop = (),
     seed: Annotated[int, arg(help="The same seed gives the same answers.")] = 0,
     step: Step = None,
@@ -135,6 +149,6 @@ def chat(
 
     sampling = Sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
-        frequency_penalty=frequency_penalty, presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty, presence_penalty=presence_penalty, min_tokens=min_tokens,
     )  # fmt: skip
     chat_with_run(run, step, system=system, tokens=tokens, sampling=sampling, stop=stop, seed=seed)

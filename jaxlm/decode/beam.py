@@ -15,6 +15,7 @@ from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.decode.cache import Cache, reorder
 from jaxlm.decode.forward import extend
 from jaxlm.decode.generate import Completion, Request, check_requests, read_prompts
+from jaxlm.decode.rows import read_rows, turning_points
 from jaxlm.decode.weights import Weights, prepare
 from jaxlm.errors import ConfigError
 from jaxlm.layout import Layout
@@ -30,7 +31,7 @@ class Beams:
 
     count: Annotated[int, Range(1)] = 4
     """Beginnings kept for each prompt (its beams)."""
-    length_penalty: float = 1.0
+    length_penalty: Annotated[float, Range(-10, 10)] = 1.0
     """Finished ones are compared by log-probability / length ** this; length counts the stop token. Greater favours longer."""
     early_stopping: Literal["full", "heuristic", "never"] = "heuristic"
     """When to stop before the length: full: with `count` finished (transformers: True); heuristic: once no running beam would
@@ -52,13 +53,15 @@ def beam_search(
     params: Any, model: ModelConfig, layout: Layout, prompts: Sequence[Sequence[int]], max_tokens: int, beams: Beams, *,
     tokenizer: Tokenizer | None = None, stop_ids: Sequence[int] | None = None, best: int = 1,
 ) -> list[list[tuple[float, Completion]]]:  # fmt: skip
-    """Return for each prompt its `best` likeliest continuations with their scores, best first.
+    """Return for each prompt at most `best` of its likeliest continuations with their scores, best first.
 
     A continuation ends with one of `stop_ids` (None: the tokenizer's) or after `max_tokens`; of the (stop ids + 1) x `count`
     likeliest in every step those among the first `count` that end are finished, the likeliest others run on. What is found
     for a prompt does not depend on the others. Raises ConfigError as `generate` does.
     """
-    check_requests([Request(prompt=prompt) for prompt in prompts], max_tokens, model)
+    if max_tokens < 1:
+        raise ConfigError(f"beams search for continuations of 1 token or more: max_tokens = {max_tokens} asks for none")
+    check_requests([Request(prompt=prompt) for prompt in prompts], max_tokens, model, layout)
     if best > beams.count:
         raise ConfigError(f"{best} continuations are asked of {beams.count} beams: set beams to {best} or more")
     stop_ids = tuple(tokenizer.stop_ids if stop_ids is None and tokenizer else stop_ids or ())
@@ -70,7 +73,7 @@ def beam_search(
     rows = np.repeat(np.arange(len(prompts)), beams.count).astype(np.int32)
     logits, cache = state.logits.at[rows].get(), reorder(state.cache, rows)
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)[rows]
-    search = _begin(len(prompts), beams)
+    search, anew = _begin(len(prompts), beams), turning_points(prompts, model)
     for made in range(1, max_tokens + 1):
         found = _candidates(logits, search.running.reshape(-1), len(prompts), candidates)
         scores, flat, log_probs = map(np.asarray, found)
@@ -81,6 +84,9 @@ def beam_search(
             break
         token, at = search.tokens[:, :, -1].reshape(-1, 1), (lengths + made - 1)[:, None]
         logits, cache = _step(weights, token, at, cache, parents, model, layout)
+        if made in anew:
+            continued = [[*prompts[row], *new] for row, new in zip(rows, search.tokens.reshape(len(rows), -1), strict=True)]
+            logits, cache = read_rows(weights, continued, max(keys.shape[2] for keys in cache.keys), model, layout)
     return [
         [(score, _completion(tokens, log_probs, stop_ids, tokenizer)) for score, tokens, log_probs in done[:best]]
         for done in search.finished
@@ -123,7 +129,7 @@ def _take(
     for prompt, done in enumerate(search.finished):
         if search.open[prompt]:
             for place in np.flatnonzero(ends[prompt, : beams.count] & (scores[prompt, : beams.count] > DEAD / 2)):
-                score = float(scores[prompt, place] / np.float32(made**beams.length_penalty))
+                score = float(scores[prompt, place]) / made**beams.length_penalty
                 done.append((score, grown[prompt, place], grown_log_probs[prompt, place]))
             done.sort(key=lambda entry: -entry[0])
             del done[beams.count :]
@@ -134,7 +140,7 @@ def _take(
     beam = np.take_along_axis(places[..., 0], kept, axis=1)
     # No continuation of a beam scores higher than this.
     length = longest if beams.early_stopping == "never" and beams.length_penalty > 0 else made
-    reachable = search.running[:, 0] / np.float32(length**beams.length_penalty)
+    reachable = search.running[:, 0].astype(np.float64) / length**beams.length_penalty
     for prompt, done in enumerate(search.finished):
         full = len(done) == beams.count
         better = search.running[prompt, 0] > DEAD / 2 and (not full or reachable[prompt] > done[-1][0])

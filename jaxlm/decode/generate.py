@@ -4,21 +4,19 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from jaxlm.data.tokenizer import Tokenizer
-from jaxlm.decode.forward import prefill
 from jaxlm.decode.loop import Batch, State, begin, decode
+from jaxlm.decode.rows import ROUNDING, read_rows, rounded, turning_points
 from jaxlm.decode.sampling import Sampling, controls_of
 from jaxlm.decode.text import TextStream
 from jaxlm.decode.weights import Weights, prepare
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.layout import Layout
 from jaxlm.model.config import ModelConfig
-from jaxlm.ops.attention import Tokens
 
-# Prompts are padded to multiples of this, and caches too, so that few shapes are compiled.
-ROUNDING = 64
 # Stretches of the loop grow up to this many tokens: the first ones are seen at once, later ones cost no time in between.
 LONGEST_STRETCH = 32
 STOP_IDS = 8  # places for stop ids, or a multiple, so that few shapes are compiled
@@ -72,7 +70,8 @@ def generate(
 
     `params` are a model's parameters, or `decode.weights.prepare`d ones, which saves that work where many calls follow. A
     completion ends with one of `stop_ids` (None: the tokenizer's), or where its text holds one of the strings `stop`.
-    Raises ConfigError where a prompt is empty, holds unknown ids or leaves no room below `config.max_length`.
+    Raises ConfigError where a prompt is empty, holds unknown ids or leaves no room below `config.max_length`, or where the
+    mesh cannot divide the requests.
     """
     *_, completions = stream(params, config, layout, requests, max_tokens, tokenizer=tokenizer, stop_ids=stop_ids, stop=stop)
     return completions
@@ -83,7 +82,7 @@ def stream(
     tokenizer: Tokenizer | None = None, stop_ids: Sequence[int] | None = None, stop: Sequence[str] = (),
 ) -> Iterator[list[Completion]]:  # fmt: skip
     """Yield the completions that `generate` returns, again and again as they grow: text that was there never changes."""
-    check_requests(requests, max_tokens, config)
+    check_requests(requests, max_tokens, config, layout)
     if stop and tokenizer is None:
         raise DataError("stop strings are found in text: this model has no tokenizer; give ids to stop at instead")
     if not max_tokens:
@@ -93,21 +92,24 @@ def stream(
     weights = prepare(params, config, layout)
     batch = batch_of(requests, stop_ids, config)
     state = read_prompts(weights, requests, max_tokens, config, layout)
-    yield from follow(weights, batch, state, max_tokens, stop_ids, config, layout, tokenizer, stop)
+    yield from follow(weights, batch, requests, state, max_tokens, stop_ids, config, layout, tokenizer, stop)
 
 
 def follow(
-    weights: Weights, batch: Batch, state: State, max_tokens: int, stop_ids: Sequence[int], config: ModelConfig,
-    layout: Layout, tokenizer: Tokenizer | None = None, stop: Sequence[str] = (), last: list[State] | None = None,
+    weights: Weights, batch: Batch, requests: Sequence[Request], state: State, max_tokens: int, stop_ids: Sequence[int],
+    config: ModelConfig, layout: Layout, tokenizer: Tokenizer | None = None, stop: Sequence[str] = (),
+    last: list[State] | None = None,
 ) -> Iterator[list[Completion]]:  # fmt: skip
     """Run the loop from a state in stretches and yield the completions after each; `last` takes the state as it then is."""
-    rows = state.ended.shape[0]
+    rows, anew = len(requests), turning_points([request.prompt for request in requests], config)
     completions = [Completion() for _ in range(rows)]
     texts = [TextStream(tokenizer, stop) for _ in range(rows)] if tokenizer else [None] * rows
-    made, stretch = 0, 1
+    made, stretch, cut = 0, 1, 0
     while made < max_tokens and not all(completion.finish for completion in completions):
-        limit = min(made + stretch, max_tokens)
+        limit = min(made + stretch, max_tokens, *(turn for turn in anew if turn > made))
         state = decode(weights, batch, state, np.int32(limit), config, layout)
+        if limit in anew:
+            state = _read_anew(weights, requests, state, config, layout)
         if last is not None:
             last[:] = [state]
         tokens, log_probs = np.asarray(state.tokens)[:, made:limit], np.asarray(state.log_probs)[:, made:limit]
@@ -116,10 +118,22 @@ def follow(
             if limit == max_tokens and completion.finish is None:
                 completion.finish = "length"
                 _finish(completion, texts[row])
-        if stop:
-            state = state.replace(ended=np.array([completion.finish is not None for completion in completions]))
+        ended = [completion.finish is not None for completion in completions]
+        found = sum(completion.finish == "stop string" for completion in completions)
+        if found > cut and not all(ended):
+            # Placed as the old ones are, or the loop would be compiled anew.
+            cut, state = found, state.replace(ended=jax.device_put(np.array(ended), state.ended.sharding))
         made, stretch = limit, min(2 * stretch, LONGEST_STRETCH)
         yield completions
+
+
+def _read_anew(weights: Weights, requests: Sequence[Request], state: State, config: ModelConfig, layout: Layout) -> State:
+    # What follows the end of a row is of no matter, as long as it is a token.
+    made = np.maximum(np.asarray(state.tokens)[:, : int(state.made)], 0).tolist()
+    rows = [[*request.prompt, *tokens] for request, tokens in zip(requests, made, strict=True)]
+    slots = max(keys.shape[2] for keys in state.cache.keys)
+    logits, cache = read_rows(weights, rows, slots, config, layout)
+    return state.replace(logits=logits, cache=cache)
 
 
 def _take(
@@ -147,10 +161,18 @@ def _finish(completion: Completion, text: TextStream | None) -> None:
         completion.text = text.text
 
 
-def check_requests(requests: Sequence[Request], max_tokens: int, config: ModelConfig) -> None:
-    """Raise ConfigError where requests cannot be met."""
+def check_requests(requests: Sequence[Request], max_tokens: int, config: ModelConfig, layout: Layout) -> None:
+    """Raise ConfigError where requests cannot be met, or not as one batch on this mesh."""
     if not requests:
         raise ConfigError("there is no prompt: give one at least")
+    if max_tokens < 0:
+        raise ConfigError(f"max_tokens = {max_tokens} must be 0 or more")
+    ways = layout.ways("batch", jax.sharding.get_mesh().shape)
+    if len(requests) % ways:
+        raise ConfigError(
+            f"{len(requests)} requests do not divide over {ways} parts of the mesh: give a multiple of {ways}, or a layout "
+            "with batch=None, which keeps every row whole on each device"
+        )
     if any(len(request.prompt) == 0 for request in requests):
         raise ConfigError("a prompt is empty: begin it with the tokenizer's bos_id at least")
     unknown = next((i for request in requests for i in request.prompt if not 0 <= i < config.vocab_size), None)
@@ -176,22 +198,11 @@ def batch_of(requests: Sequence[Request], stop_ids: Sequence[int], config: Model
 
 
 def read_prompts(weights: Weights, requests: Sequence[Request], max_tokens: int, config: ModelConfig, layout: Layout) -> State:
-    """Return the state after prefill; prompts of unequal length are padded on the left, and positions count real tokens."""
-    longest = max(len(request.prompt) for request in requests)
-    width = rounded(longest, ROUNDING)
-    tokens, segments = np.zeros((2, len(requests), width), np.int32)
-    for row, request in enumerate(requests):
-        here = slice(longest - len(request.prompt), longest)
-        tokens[row, here], segments[row, here] = request.prompt, 1
-    positions = np.where(segments, np.cumsum(segments, axis=1) - 1, 0).astype(np.int32)
-    slots = rounded(longest + max_tokens, ROUNDING)
-    logits, cache = prefill(weights, tokens, Tokens(positions, segments), np.int32(longest), config, layout, slots)
-    return begin(logits, cache, segments.sum(axis=1, dtype=np.int32), rounded(max_tokens, ROUNDING))
-
-
-def rounded(number: int, to: int) -> int:
-    """Return the least multiple of `to` that is not below `number`."""
-    return -(-number // to) * to
+    """Return the state after prefill."""
+    lengths = np.array([len(request.prompt) for request in requests], np.int32)
+    slots = rounded(int(lengths.max()) + max_tokens, ROUNDING)
+    logits, cache = read_rows(weights, [request.prompt for request in requests], slots, config, layout)
+    return begin(logits, cache, lengths, rounded(max_tokens, ROUNDING))
 
 
 def best(completions: Sequence[Completion], count: int, by: Literal["mean", "total"] = "mean") -> list[Completion]:

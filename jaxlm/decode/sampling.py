@@ -27,7 +27,8 @@ class Sampling:
     top_k: Annotated[int, Range(0)] = 0
     """Sample from this many likeliest tokens, and those that tie with the last of them; 0 from all."""
     top_p: Annotated[float, Range(0, 1)] = 1.0
-    """Sample from the smallest set of likeliest tokens with this probability, one token at least."""
+    """Sample from the smallest set of likeliest tokens with this probability, one token at least, and those that tie with the
+    last of them: logits rounded to bfloat16 tie often, and which of equals to leave out would be arbitrary."""
     min_p: Annotated[float, Range(0, 1)] = 0.0
     """Sample from tokens at least this many times as probable as the likeliest."""
     min_tokens: Annotated[int, Range(0)] = 0

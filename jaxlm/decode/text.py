@@ -3,7 +3,9 @@
 import codecs
 from collections.abc import Sequence
 
+from jaxlm.data.damage import check_unicode
 from jaxlm.data.tokenizer import Tokenizer
+from jaxlm.errors import DataError
 
 
 class TextStream:
@@ -39,6 +41,14 @@ class TextStream:
         kept = max((_overlap(self._held, string) for string in self._stop), default=0)
         free = len(self._held) - kept
         self.text, self._held = self.text + self._held[:free], self._held[free:]
+
+
+def check_text(text: str, where: str) -> None:
+    """Raise DataError, which begins with `where`, if text from a command line or JSON holds half a character."""
+    try:
+        check_unicode(text)
+    except DataError as fault:
+        raise DataError(f"{where}: {fault}") from fault
 
 
 def _overlap(text: str, string: str) -> int:

@@ -1,6 +1,7 @@
 """`jaxlm chat`: a conversation through the model's chat template, its past kept in the cache between turns."""
 
 import dataclasses
+import io
 import signal
 import sys
 import time
@@ -11,23 +12,30 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 
 from jaxlm.data.chat import encode_chat
 from jaxlm.data.tokenizer import Tokenizer
-from jaxlm.decode.cache import Cache, enlarge, forget
-from jaxlm.decode.forward import extend, prefill
-from jaxlm.decode.generate import ROUNDING, Completion, Request, batch_of, follow, rounded
+from jaxlm.decode.cache import Cache, empty_cache, enlarge, forget, ring_size
+from jaxlm.decode.forward import extend
+from jaxlm.decode.generate import Completion, Request, batch_of, follow
 from jaxlm.decode.loop import State, begin
+from jaxlm.decode.rows import ROUNDING, rounded
 from jaxlm.decode.sampling import Sampling
+from jaxlm.decode.text import check_text
 from jaxlm.decode.weights import prepare
-from jaxlm.errors import DataError, JaxlmError
+from jaxlm.errors import ConfigError, DataError, JaxlmError
 from jaxlm.layout import Layout
 from jaxlm.model.config import ModelConfig
 from jaxlm.ops.attention import Tokens
 from jaxlm.run import display
 from jaxlm.run.open import opened
+from jaxlm.run.sample import check_seed
 
 FIRST_SLOTS = 1024  # a cache begins with this many and doubles: attention reads every slot for every token
+# Text is read in chunks of these widths alone, so that two programs are compiled, and no more than this many rows of
+# attention logits lie in memory.
+SHORT, LONG = 64, 256
 HELP = "/reset forgets the conversation, /undo the last turn, /system TEXT sets instructions and begins anew, /quit ends"
 
 
@@ -68,8 +76,10 @@ class Chat:
     def answer(self, text: str) -> Iterator[Completion]:
         """Yield the answer as it grows; what was made of it when the caller stops is kept, as is the cache.
 
-        Raises DataError, with the question taken back, where the conversation fills the model's context.
+        Raises DataError, with the question taken back, where the conversation fills the model's context or the question is no
+        Unicode text.
         """
+        check_text(text, "the question")
         messages = [*self.messages, {"role": "user", "content": text}]
         ids = encode_chat(self.tokenizer, messages)
         room = min(self.tokens, self.model.max_length - len(ids))
@@ -84,8 +94,8 @@ class Chat:
         last = [self._read(ids, room)]
         completion = Completion(text="")
         steps = follow(
-            self.weights, batch_of([request], stop_ids, self.model), last[0], room, stop_ids, self.model, self.layout,
-            self.tokenizer, self.stop, last,
+            self.weights, batch_of([request], stop_ids, self.model), [request], last[0], room, stop_ids, self.model,
+            self.layout, self.tokenizer, self.stop, last,
         )  # fmt: skip
         try:
             for (completion,) in steps:
@@ -98,29 +108,50 @@ class Chat:
 
     def _read(self, ids: list[int], room: int) -> State:
         """Return the state after `ids`, of which only those are read that the cache does not hold."""
-        known = next((i for i, pair in enumerate(zip(self.read, ids, strict=False)) if pair[0] != pair[1]), None)
-        known = min(len(self.read), len(ids) - 1) if known is None else min(known, len(ids) - 1)
-        if self.cache is None or (known < len(self.read) and self.model.sliding_window) or not known:
-            self.cache, known = None, 0  # a ring cannot go back
-        new = ids[known:]
-        width = rounded(len(new), ROUNDING)
-        needed = rounded(known + max(width, len(new) + room), ROUNDING)
-        tokens, segments = np.zeros((2, 1, width), np.int32)
-        tokens[0, : len(new)], segments[0, : len(new)] = new, 1
-        at = Tokens(np.where(segments, known + np.arange(width)[None], 0).astype(np.int32), segments)
-        count = np.int32(len(new))
-        if self.cache is None:
-            self.slots = max(needed, min(FIRST_SLOTS, rounded(self.model.max_length, ROUNDING)))
-            logits, cache = prefill(self.weights, tokens, at, count, self.model, self.layout, self.slots)
+        known = self._known(ids)
+        cache, self.cache = self.cache if known else None, None
+        widths = _widths(len(ids) - known)
+        slots = self.slots if known else FIRST_SLOTS
+        while slots < max(len(ids) + room, known + sum(widths)):
+            slots *= 2
+        slots = min(slots, rounded(self.model.max_length + LONG, ROUNDING))
+        if not known:
+            cache = empty_cache(self.model, self.layout, 1, slots)
         else:
-            cache, self.cache = self.cache, None
-            if known < len(self.read):
-                cache = forget(cache, np.int32(known))
-            if needed > self.slots:
-                self.slots = max(needed, min(2 * self.slots, rounded(self.model.max_length, ROUNDING)))
-                cache = enlarge(cache, self.model, self.slots)
-            logits, cache = extend(self.weights, tokens, at, count, cache, self.model, self.layout)
-        return begin(logits, cache, np.array([len(ids)], np.int32), rounded(self.tokens, ROUNDING))
+            cache = forget(cache, np.int32(known)) if known < len(self.read) else cache
+            cache = enlarge(cache, self.model, slots) if slots > self.slots else cache
+        self.slots, length = slots, np.array([len(ids)], np.int32)
+        for width in widths:
+            new = ids[known : known + width]
+            tokens, segments = np.zeros((2, 1, width), np.int32)
+            tokens[0, : len(new)], segments[0, : len(new)] = new, 1
+            at = Tokens(np.where(segments, known + np.arange(width)[None], 0).astype(np.int32), segments)
+            logits, cache = extend(self.weights, tokens, at, np.int32(len(new)), cache, self.model, self.layout, length)
+            known += len(new)
+        return begin(logits, cache, length, rounded(self.tokens, ROUNDING))
+
+    def _known(self, ids: list[int]) -> int:
+        """Return how many of `ids` the cache holds and can go on from; 0 to begin anew. The last one is always read."""
+        if self.cache is None:
+            return 0
+        same = (place for place, pair in enumerate(zip(self.read, ids, strict=False)) if pair[0] != pair[1])
+        known = min(next(same, len(self.read)), len(ids) - 1)
+        model, read = self.model, len(self.read)
+        if known < read and model.sliding_window and read > ring_size(model, self.slots):
+            return 0  # what a ring has overwritten cannot come back
+        if model.positions == "rope" and model.rope_scaling.by_length:
+            # What was read with other frequencies is of no use.
+            original = model.rope_scaling.original_length or model.max_length
+            shorter, longer = sorted((read, len(ids)))
+            if longer > original and (model.rope_scaling.kind == "dynamic" or shorter <= original):
+                return 0
+        return known
+
+
+def _widths(length: int) -> list[int]:
+    """Return the widths of the chunks in which so many tokens are read."""
+    chunks, rest = divmod(length, LONG)
+    return [LONG] * chunks + ([SHORT if rest <= SHORT else LONG] if rest else [])
 
 
 def chat_with_run(
@@ -128,6 +159,11 @@ def chat_with_run(
     stop: tuple[str, ...] = (), seed: int = 0,
 ) -> None:  # fmt: skip
     """Answer lines of standard input until it ends: with prompts and speed on a terminal, bare answers in a pipe."""
+    if tokens < 1:
+        raise ConfigError(f"--tokens {tokens} must be 1 or more")
+    check_seed(seed)
+    for option, text in (("--system", system), *(("--stop", text) for text in stop)):
+        check_text(text, option)
     with opened(folder, step) as run:
         tokenizer = run.needs_tokenizer()
         encode_chat(tokenizer, [{"role": "user", "content": "?"}])  # says at once where there is no template
@@ -138,19 +174,31 @@ def chat_with_run(
 
 
 def talk(chat: Chat, out: Console, *, at_terminal: bool) -> None:
-    """Read lines and answer them; Ctrl-C ends an answer, Ctrl-D or /quit the conversation."""
+    """Read lines and answer them; Ctrl-C ends an answer, Ctrl-D or /quit the conversation.
+
+    Away from a terminal a question that cannot be answered gets an empty line, and DataError is raised in the end. There, lines
+    that begin with "/" are questions if they are no command; at a terminal those that begin with a space.
+    """
     if at_terminal:
         out.print(f"[dim]Ctrl-C stops an answer, Ctrl-D ends. {HELP}.[/]")
+    refused = 0
     for line in _lines(at_terminal, out):
-        if line.startswith("/"):
-            if line.split()[0] == "/quit":
-                return
-            _obey(chat, line, out)
-        elif line.strip():
-            try:
-                _answer(chat, line, out, at_terminal)
-            except JaxlmError as fault:
-                out.print(f"[red]error:[/] {fault}")
+        if line.strip() == "/quit":
+            break
+        if _obey(chat, line, out) or not line.strip():
+            continue
+        if at_terminal and line.startswith("/"):
+            out.print(f"unknown command: {HELP}; begin a question with a space", markup=False)
+            continue
+        try:
+            _answer(chat, line, out, at_terminal)
+        except JaxlmError as fault:
+            refused += 1
+            out.print(f"[red]error:[/] {escape(str(fault))}")
+            if not at_terminal:
+                display.stream("\n")
+    if refused and not at_terminal:
+        raise DataError(f"{refused} of the questions could not be answered, see above: their answers are empty lines")
 
 
 def _answer(chat: Chat, line: str, out: Console, at_terminal: bool) -> None:
@@ -172,8 +220,11 @@ def _answer(chat: Chat, line: str, out: Console, at_terminal: bool) -> None:
         out.print(f"[dim]{made} tokens, {made / (time.perf_counter() - started):,.1f} tokens/s[/]")
 
 
-def _obey(chat: Chat, line: str, out: Console) -> None:
-    command, _, rest = line.partition(" ")
+def _obey(chat: Chat, line: str, out: Console) -> bool:
+    """Do what a command says and return True, or return False: the line is none."""
+    command, _, rest = line.strip().partition(" ")
+    if not line.startswith("/") or (rest and command != "/system"):
+        return False
     if command == "/reset":
         chat.reset()
     elif command == "/undo":
@@ -182,10 +233,13 @@ def _obey(chat: Chat, line: str, out: Console) -> None:
         chat.system = rest.strip()
         chat.reset()
     else:
-        out.print(HELP)
+        return False
+    return True
 
 
 def _lines(at_terminal: bool, out: Console) -> Iterator[str]:
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # a bad byte must not end the conversation
     if not at_terminal:
         yield from (line.rstrip("\n") for line in sys.stdin)
         return

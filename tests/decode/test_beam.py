@@ -37,7 +37,7 @@ def test_wide_beams_find_the_best_of_all_continuations():
     config, prompts = tiny(vocab_size=VOCAB, max_length=16), [[3, 1, 4], [4]]
     params = draw(config, spread=0.3)
     weights, sums = prepare(params, config, WHOLE), [enumerated(params, config, prompt) for prompt in prompts]
-    for penalty in (0.0, 1.0, 2.0, -1.0):
+    for penalty in (0.0, 1.0, 10.0, -10.0):
         beams = Beams(count=5**LENGTH // 5, length_penalty=penalty, early_stopping="never")
         found = beam_search(weights, config, WHOLE, prompts, LENGTH, beams, stop_ids=[STOP], best=4)
         for of_prompt, every in zip(found, sums, strict=True):
@@ -71,3 +71,8 @@ def test_more_than_the_beams_hold_is_refused():
         beam_search(None, tiny(), WHOLE, [[1]], 3, Beams(count=2), best=3)
     with pytest.raises(ConfigError, match="give fewer"):
         beam_search(None, tiny(vocab_size=2), WHOLE, [[1]], 3, Beams(count=2), stop_ids=[0, 1])
+    with pytest.raises(ConfigError, match="max_tokens = 0 asks for none"):
+        beam_search(None, tiny(), WHOLE, [[1]], 0, Beams(count=2))
+    for penalty in (11.0, float("nan")):
+        with pytest.raises(ConfigError, match="must be between -10 and 10"):
+            Beams(length_penalty=penalty)

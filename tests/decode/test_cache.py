@@ -74,14 +74,8 @@ def test_chunks_and_single_tokens_equal_the_full_forward(name):
     assert compared == 24
 
 
-MESHES = [
-    (Layout(), {"data": 2, "model": 2, "context": 2}),
-    (Layout(kv_heads=None, batch=None), {"data": 2, "model": 4}),
-]
-
-
-@pytest.mark.parametrize(("layout", "shape"), MESHES, ids=["rows and heads split", "whole key-value heads"])
-def test_meshes_give_the_same(layout, shape):
+def test_a_mesh_gives_the_same():
+    layout, shape = Layout(), {"data": 2, "model": 2, "context": 2}
     config = tiny(num_kv_heads=4, attention_pattern=("sliding", "global"), sliding_window=5)
     weights = prepare(draw(config), config, Layout())
     alone = [logits for _, logits in run_through(weights, config, Layout(), (6, 6, 1), begin_empty=False)]

@@ -11,12 +11,15 @@ from models import draw, tiny
 
 from jaxlm.data.byte_tokenizer import ByteTokenizer
 from jaxlm.decode import generate as module
+from jaxlm.decode.beam import Beams, beam_search
 from jaxlm.decode.generate import Completion, Request, best, generate, generate_text, stream
+from jaxlm.decode.loop import decode
 from jaxlm.decode.sampling import Sampling
 from jaxlm.decode.text import TextStream
 from jaxlm.decode.weights import prepare
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.layout import Layout, make_mesh
+from jaxlm.model.rope_config import RopeScaling
 from jaxlm.run.score import row_logits, token_log_probs
 
 STORED = json.loads((Path(__file__).parents[1] / "reference" / "generation.json").read_text())
@@ -74,9 +77,37 @@ def test_neither_place_nor_company_nor_stretches_change_a_text(model, monkeypatc
 def test_the_same_text_on_a_mesh(model):
     config, weights, _ = model
     expected = [completion.tokens for completion in generate(weights, config, WHOLE, requests(Sampling(top_k=9)), 5)]
+    layout = Layout(kv_heads=None, batch=None)
     with jax.set_mesh(make_mesh({"data": 2, "model": 4})):
-        made = generate(draw(config), config, WHOLE, requests(Sampling(top_k=9)), 5)
+        made = generate(draw(config, layout), config, layout, requests(Sampling(top_k=9)), 5)
+        with pytest.raises(ConfigError, match="3 requests do not divide over 2 parts of the mesh"):
+            generate(None, config, Layout(), requests(), 5)
+        with pytest.raises(ConfigError, match="1 requests do not divide over 2 parts"):
+            beam_search(None, config, Layout(), PROMPTS[:1], 5, Beams())
     assert [completion.tokens for completion in made] == expected
+
+
+def test_longrope_is_read_anew_where_a_row_crosses_its_original_length():
+    scaling = RopeScaling(
+        kind="longrope", factor=4.0, original_length=8, short_factor=(1.0, 1.0), long_factor=(2.0, 9.0)
+    )  # fmt: skip
+    config, prompts = tiny(rope_scaling=scaling), PROMPTS[:2]
+    params = draw(config, spread=0.4)
+    weights = prepare(params, config, WHOLE)
+    made = generate(weights, config, WHOLE, requests(prompts=prompts), 9)
+    searched = [found[0][1] for found in beam_search(weights, config, WHOLE, prompts, 9, Beams(count=2))]
+    for completions in (made, searched):
+        rows = np.zeros((2, 16), np.int32)
+        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            rows[row, : len(prompt) + 9] = [*prompt, *completion.tokens]
+        # As long as a row has at most 8 tokens, the next follows from short factors.
+        short, long = (np.asarray(row_logits(params, rows[:, :size], config, WHOLE)) for size in (8, 16))
+        assert np.abs(short[:, 7] - long[:, 7]).max() > 0.1
+        logits = np.concatenate([short, long[:, 8:]], axis=1)
+        log_probs = token_log_probs(logits[:, :-1], rows[:, 1:])
+        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            here = slice(len(prompt) - 1, len(prompt) + 8)
+            np.testing.assert_allclose(completion.log_probs, log_probs[row, here], atol=1e-4)
 
 
 def test_a_stop_id_ends_a_row_and_no_other(model):
@@ -109,7 +140,7 @@ def test_stop_strings_cut_the_text_and_streams_never_take_back(model):
     free = generate(weights, config, WHOLE, requests(), 20, tokenizer=Letters())
     text = free[0].text
     stop = text[7:10]
-    shown, last = [""] * 3, None
+    shown, last, programs = [""] * 3, None, decode._cache_size()
     for last in stream(weights, config, WHOLE, requests(), 20, tokenizer=Letters(), stop=(stop, "never there")):
         for row, completion in enumerate(last):
             assert (completion.text or "").startswith(shown[row])
@@ -117,6 +148,7 @@ def test_stop_strings_cut_the_text_and_streams_never_take_back(model):
     assert last[0].text == text[: text.index(stop)] and last[0].finish == "stop string"
     assert len(last[0].tokens) == text.index(stop) + 3  # those that spell it are there
     assert last[1].text == free[1].text.split(stop)[0]
+    assert decode._cache_size() == programs  # a stop string compiles nothing
 
 
 def test_text_streams_hold_back_what_may_change():
@@ -149,6 +181,8 @@ def test_faults_are_named_before_anything_runs():
         generate(None, tiny(), WHOLE, requests(prompts=[[]]), 10)
     with pytest.raises(ConfigError, match="knows 0 to 63"):
         generate(None, tiny(), WHOLE, requests(prompts=[[64]]), 10)
+    with pytest.raises(ConfigError, match="max_tokens = -1 must be 0 or more"):
+        generate(None, tiny(), WHOLE, requests(), -1)
     with pytest.raises(DataError, match="has no tokenizer"):
         generate(None, tiny(), WHOLE, requests(), 10, stop=("x",))
     assert generate(None, tiny(), WHOLE, requests(), 0)[0] == Completion(finish="length")

@@ -14,6 +14,7 @@ import pytest
 
 from jaxlm.data.tokenizer import load_tokenizer
 from jaxlm.decode.beam import Beams
+from jaxlm.decode.sampling import Sampling
 from jaxlm.errors import CheckpointError, ConfigError, DataError, JaxlmError
 from jaxlm.experiment import load_experiment
 from jaxlm.layout import MESH_AXES, Layout, MeshConfig
@@ -22,7 +23,7 @@ from jaxlm.run.evaluate import evaluate_run
 from jaxlm.run.loop import train
 from jaxlm.run.metrics import read_rows
 from jaxlm.run.open import opened
-from jaxlm.run.sample import Wanted, sample_run
+from jaxlm.run.sample import Prompt, Wanted, beams_of, room_for, sample_run
 from jaxlm.run.score import row_logits, score_rows
 from jaxlm.train.checkpoint import saved_steps
 
@@ -206,28 +207,43 @@ def test_sample_streams_what_it_returns_and_repeats_by_seed(finished, capsys):
 def test_sample_chooses_the_best_and_reads_prompts_from_files(finished, tmp_path, capsys):
     def rows(**given):
         sample_run(finished, Wanted(tokens=6, json=True, **given))
-        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        return [json.loads(line) for line in capsys.readouterr().out.strip("\n").split("\n")]
 
     (tmp_path / "prompts.jsonl").write_text('"def"\n{"prompt": "def"}\n{"tokens": [1, 103, 104, 105]}\n')
     drawn = rows(file=tmp_path / "prompts.jsonl", samples=3)
     assert [row["prompt"] for row in drawn] == ["def"] * 6 + [[1, 103, 104, 105]] * 3
     assert [row["text"] for row in drawn[:3]] == [row["text"] for row in drawn[3:6]] == [row["text"] for row in drawn[6:]]
-    (tmp_path / "prompts.txt").write_text("def\n")
+    (tmp_path / "prompts.txt").write_bytes("\ufeffdef\r\n\n".encode())
     chosen = rows(file=tmp_path / "prompts.txt", best_of=3, best_by="total", batch_size=2)
     assert chosen[0]["log_prob"] == pytest.approx(max(row["log_prob"] for row in drawn[:3]), abs=1e-4)
     searched = rows(prompts=("def",), beams=Beams(count=3, length_penalty=0.0), samples=2)
     assert searched[0]["score"] == pytest.approx(searched[0]["log_prob"], abs=1e-4)
     assert searched[0]["score"] >= searched[1]["score"]
+    (tmp_path / "prompts.txt").write_bytes("a\u2028b\x0cc\n".encode())
+    assert [row["prompt"] for row in rows(file=tmp_path / "prompts.txt")] == ["a\u2028b\x0cc"]
     (tmp_path / "prompts.jsonl").write_text('"def"\n{"text": 3}\n')
+    (tmp_path / "half.jsonl").write_text('\n"a\\ud800"\n')
     for wrong, message in (
         ({"file": tmp_path / "prompts.jsonl"}, "prompts.jsonl, line 2 must be a JSON string or an object"),
         ({"file": tmp_path / "none.txt"}, "none.txt cannot be read"),
         ({"best_of": 2, "samples": 3}, "--best-of 2 is fewer than --samples 3"),
         ({"beams": Beams(), "stop": ("x",)}, "takes neither --best-of nor --stop"),
+        ({"beams": Beams(), "sampling": Sampling(top_k=3, min_p=0.1)}, "samples nothing: leave out --top-k, --min-p"),
+        ({"best_by": "total"}, "give --best-of too"),
+        ({"file": tmp_path / "half.jsonl"}, "half.jsonl, line 2: .* no valid Unicode"),
+        ({"prompts": ("a", "\udcff")}, "--prompt, text 2: .* no valid Unicode"),
+        ({"stop": ("\udcff",)}, "--stop: .* no valid Unicode"),
+        ({"prompts": ("a", "b" * 1000)}, "the prompt that begins with 'bbbb.* has 100. tokens"),
         ({"chat": True}, "no chat template"),
     ):
         with pytest.raises(JaxlmError, match=message):
             rows(**wrong)
+    model = load_config(finished).model
+    full = [Prompt("b", [1] * (model.max_length - 4))]
+    assert room_for(full, Wanted(), model) == 4 and room_for([Prompt("b", [1])], Wanted(tokens=7), model) == 7
+    assert beams_of(0, None, None) is None and beams_of(2, None, "full") == Beams(count=2, early_stopping="full")
+    with pytest.raises(ConfigError, match="--early-stopping says how --beams searches"):
+        beams_of(0, None, "full")
 
 
 def test_a_folder_that_is_no_run(tmp_path):
