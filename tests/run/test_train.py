@@ -180,12 +180,15 @@ def test_score(finished, tmp_path, capsys):
     np.testing.assert_allclose([r["log_prob"] for r in printed], expected.sum(-1), rtol=1e-5)
     for bad, message in (
         (rows + 100, "this model knows 0 to 258"),
-        (np.zeros((2, 70), int), "at most 64"),
         (rows * 1.0, "integer"),
     ):
         np.save(tmp_path / "bad.npy", bad)
         with pytest.raises(DataError, match=message):
             score_rows(finished, tmp_path / "bad.npy", None, None, 2)
+    np.save(tmp_path / "long.npy", np.ones((1, 70), int))
+    score_rows(finished, tmp_path / "long.npy", None, None, 2)
+    printed = capsys.readouterr()
+    assert len(json.loads(printed.out)["log_probs"]) == 69 and "at most 64, as it was trained" in " ".join(printed.err.split())
     (tmp_path / "text.npy").write_text("no array")
     with pytest.raises(DataError, match="not a NumPy array"):
         score_rows(finished, tmp_path / "text.npy", None, None, 2)
