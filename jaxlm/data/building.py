@@ -4,13 +4,18 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from jaxlm.data.chat import read_template
 from jaxlm.data.encoding import Group, encode_in_order
-from jaxlm.data.packing import pack, row_type
+from jaxlm.data.example_config import ExampleConfig
+from jaxlm.data.example_fields import Fault
+from jaxlm.data.examples import Example
+from jaxlm.data.forms import Form, rows_of
 from jaxlm.data.readers import Document
 from jaxlm.data.shards import write_shard
 from jaxlm.data.sources import Source, stop_at
@@ -21,8 +26,10 @@ from jaxlm.errors import DataError
 SPLITS = ("train", "validation")
 MANIFEST = "manifest.json"
 _GROUP_BYTES = 1 << 20
+_FIRST = 10  # bad rows whose places are told
 _MOST_BLOCKS = 256  # a block is a file, and large sources get larger blocks instead of thousands of files
-_WORTH_PROCESSES = 16 << 20  # below this much text, starting processes takes longer than encoding
+_WORTH_PROCESSES = 16 << 20  # below this much text, starting processes takes longer than encoding it
+_SLOWER = 8  # chat templates and rows with fields take so many times as long
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,8 @@ class Settings:
 
     folder: Path
     tokenizer_file: Path
+    form: Form
+    examples: ExampleConfig
     sequence_length: int
     block_bytes: int
     workers: int
@@ -52,8 +61,27 @@ class Settings:
 
 @dataclass
 class _Block:
-    documents: list[np.ndarray]
+    documents: list[Any]
     bytes: int
+
+
+@dataclass
+class _Faults:
+    """What was wrong with rows, by kind, with the first places; and how many were cut."""
+
+    kinds: dict[str, int] = field(default_factory=dict)
+    first: list[str] = field(default_factory=list)
+    cut_prompts: int = 0
+    cut_responses: int = 0
+
+    def add(self, kind: str, message: str) -> None:
+        self.kinds[kind] = self.kinds.get(kind, 0) + 1
+        self.first = [*self.first, message][:_FIRST]
+
+    def note(self, item: Any) -> None:
+        if isinstance(item, Example):
+            self.cut_prompts += item.cut_prompt
+            self.cut_responses += item.cut_response
 
 
 def new_manifest(jobs: list[Job]) -> dict:
@@ -61,7 +89,7 @@ def new_manifest(jobs: list[Job]) -> dict:
 
     def entry(job: Job) -> dict:
         splits = {split: {"shards": [], "documents": 0, "tokens": 0, "bytes": 0} for split in SPLITS}
-        return {"source": job.source.spelling, "done": False, "splits": splits}
+        return {"source": job.source.spelling, "done": False, "read": 0, "splits": splits}
 
     return {"complete": False, "sources": [entry(job) for job in jobs]}
 
@@ -83,56 +111,83 @@ def build(job: Job, number: int, manifest: dict, settings: Settings, progress: C
     """Do what is not done yet of source `number`, keeping `manifest` true after every block.
 
     `progress` is told the bytes of text as they are encoded. The files come out the same whatever the number of workers and
-    however often the work was interrupted. Raises DataError for a bad document (unless `skip_bad`), and OSError where nothing
-    can be written.
+    however often the work was interrupted. Unless `skip_bad`, DataError is raised for the first bad document of text, and
+    for bad rows of another form when all were looked at; OSError where nothing can be written.
     """
     entry = manifest["sources"][number]
     tokenizer = load_tokenizer(settings.tokenizer_file)
-    row = row_type(settings.sequence_length, tokenizer.vocab_size)
-    bad = {"bad_documents": 0, "first_bad_documents": []}
-
-    def count_bad(fault: DataError) -> None:
-        bad["bad_documents"] += 1
-        bad["first_bad_documents"] = [*bad["first_bad_documents"], str(fault)][:10]
-
-    documents = job.source.documents(count_bad if settings.skip_bad else stop_at)
-    finished = sum(entry["splits"][split]["documents"] for split in SPLITS)
+    template = read_template(settings.examples.template)
+    rows = rows_of(settings.form, settings.sequence_length, tokenizer.vocab_size, settings.examples, template)
+    unreadable, faults, token_bytes = _Faults(), _Faults(**entry.get("faults", {})), tokenizer.token_bytes()
+    all_seen = settings.skip_bad or settings.form != "text"
+    documents = job.source.documents((lambda fault: unreadable.add("unreadable", str(fault))) if all_seen else stop_at)
+    finished = entry.get("read", 0) or sum(entry["splits"][split]["documents"] for split in SPLITS)
     for document in itertools.islice(documents, finished):
         progress(len(document.text.encode()))
+    read = finished
     block_bytes = max(settings.block_bytes, job.source.estimated_bytes // _MOST_BLOCKS)
-    workers = settings.workers if job.source.estimated_bytes >= _WORTH_PROCESSES else 1
+    enough = _WORTH_PROCESSES // (1 if settings.form == "text" else _SLOWER)
+    workers = settings.workers if job.source.estimated_bytes >= enough else 1
     block = {split: _Block([], 0) for split in SPLITS}
-    for group, encoded in encode_in_order(settings.tokenizer_file, _groups(documents, job, block_bytes), workers):
-        for split, text, tokens in zip(group.splits, group.texts, encoded, strict=True):
-            block[split].documents.append(tokens)
-            block[split].bytes += len(text.encode())
+    groups = _groups(documents, job, block_bytes)
+    for group, encoded in encode_in_order(settings.tokenizer_file, groups, workers, rows.encode):
+        for split, text, where, item in zip(group.splits, group.texts, group.wheres, encoded, strict=True):
+            faults.note(item)
+            if isinstance(item, Fault):
+                faults.add(item.kind, f"{where}: {item.message}")
+                continue
+            block[split].documents.append(item)
+            block[split].bytes += _text_bytes(item, token_bytes) if isinstance(item, Example) else len(text.encode())
+        read += len(group.texts)
         progress(sum(len(text.encode()) for text in group.texts))
         if group.ends_block:
             for split in SPLITS:
-                rows = pack(block[split].documents, row, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)
-                _commit(entry["splits"][split], block[split], rows, settings.folder, f"{number}/{split}")
+                packed = rows.pack(block[split].documents, tokenizer)
+                _commit(entry["splits"][split], block[split], packed, rows.size, settings.folder, f"{number}/{split}")
+            entry |= {"read": read, "faults": asdict(faults)}
             write_manifest(settings.folder, manifest)
             block = {split: _Block([], 0) for split in SPLITS}
-    entry |= {"done": True} | bad
+    kinds = unreadable.kinds | faults.kinds
+    first = [*unreadable.first, *faults.first][:_FIRST]
+    if kinds and not settings.skip_bad:
+        raise _of_faults(job.source.spelling, kinds, first, read + sum(unreadable.kinds.values()))
+    entry |= {"done": True, "faults": asdict(replace(faults, kinds=kinds, first=first))}
+    entry |= {"bad_documents": sum(kinds.values()), "first_bad_documents": first}
     write_manifest(settings.folder, manifest)
 
 
+def _text_bytes(example: Example, token_bytes: np.ndarray) -> int:
+    return sum(int(token_bytes[ids].sum()) for response in example.responses for ids in (example.prompt, response))
+
+
+def _of_faults(source: str, kinds: dict[str, int], first: list[str], read: int) -> DataError:
+    """Return the error that tells of all bad rows of a source."""
+    counts = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
+    more = sum(kinds.values()) - len(first)
+    lines = "\n".join(f"  {line}" for line in [*first, *([f"... and {more} more"] if more else [])])
+    return DataError(
+        f"{sum(kinds.values())} of {read} rows of {source!r} cannot be used ({counts}):\n{lines}\n"
+        "Mend or remove them, or leave them out, counted, with data.on_bad_document='skip'"
+    )
+
+
 def _groups(documents: Iterator[Document], job: Job, block_bytes: int) -> Iterator[Group]:
-    group, group_size, block_size = Group([], [], False), 0, 0
+    group, group_size, block_size = Group([], [], [], False), 0, 0
     for document in documents:
         group.splits.append(job.split(document.id))
         group.texts.append(document.text)
+        group.wheres.append(document.where)
         group_size += len(document.text.encode())
         if block_size + group_size >= block_bytes or group_size >= _GROUP_BYTES:
             block_size += group_size
             ends_block = block_size >= block_bytes
             yield group._replace(ends_block=ends_block)
-            group, group_size, block_size = Group([], [], False), 0, 0 if ends_block else block_size
+            group, group_size, block_size = Group([], [], [], False), 0, 0 if ends_block else block_size
     if group.texts or block_size:
         yield group._replace(ends_block=True)
 
 
-def _commit(split: dict, block: _Block, rows: np.ndarray, folder: Path, subfolder: str) -> None:
+def _commit(split: dict, block: _Block, rows: np.ndarray, size: Callable[[Any], int], folder: Path, subfolder: str) -> None:
     if len(rows):
         name = f"{subfolder}/{len(split['shards']):05d}.arrayrecord"
         (folder / subfolder).mkdir(parents=True, exist_ok=True)
@@ -140,7 +195,7 @@ def _commit(split: dict, block: _Block, rows: np.ndarray, folder: Path, subfolde
         sync_folder(folder / subfolder)
         split["shards"].append({"file": name, "rows": len(rows)})
     split["documents"] += len(block.documents)
-    split["tokens"] += sum(len(tokens) + 2 for tokens in block.documents)
+    split["tokens"] += sum(size(document) for document in block.documents)
     split["bytes"] += block.bytes
 
 
@@ -158,6 +213,9 @@ def check_rows(manifest: dict, expect_validation: bool) -> None:
     for split in SPLITS if expect_validation else SPLITS[:1]:
         if not any(entry["splits"][split]["shards"] for entry in manifest["sources"]):
             count = sum(entry["splits"][part]["documents"] for entry in manifest["sources"] for part in SPLITS)
+            bad = [line for entry in manifest["sources"] for line in entry["first_bad_documents"]]
+            if not count and bad:
+                raise DataError(f"there is nothing to read: all is bad that the sources hold. First: {bad[0]}")
             raise DataError(
                 f"no text for the {split} split: all of the {count} document(s) fell to the other. Name "
                 "data.validation_sources, change data.validation_fraction, or cut long files into more documents with "

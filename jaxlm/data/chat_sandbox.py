@@ -4,6 +4,7 @@ import datetime
 import functools
 import json
 import re
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +23,7 @@ _WIDE_FIELD = re.compile(r"\{[^}]*:[^}]*(\d{5,}|\{)")
 
 
 class _Generation(ext.Extension):
-    """The tag {% generation %}, with which templates mark what an assistant says; its content is rendered as it is."""
+    """The tag {% generation %}, with which templates mark what an assistant says; its content stands between two marks."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -32,7 +33,8 @@ class _Generation(ext.Extension):
         return nodes.CallBlock(self.call_method("_content"), [], [], body).set_lineno(line)
 
     def _content(self, caller: Any) -> str:
-        return caller()
+        begin, end = self.environment.marks
+        return begin + caller() + end
 
 
 class _Bounds(NodeTransformer):
@@ -55,13 +57,13 @@ class _Bounds(NodeTransformer):
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, which also bounds steps and the sizes of values; one is made for every rendering."""
+    """Jinja's sandbox, which also bounds steps and the sizes of values; a thread renders one text at a time with its own."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def __init__(self):
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols])
-        self.steps = 0
+        self.steps, self.marks = 0, ("", "")
         self.filters["tojson"] = _to_json
         self.filters = {name: self._bounded(name, function) for name, function in self.filters.items()}
         self.globals |= {
@@ -148,12 +150,26 @@ def _check_size(name: str, value: Any, args: list[Any]) -> None:
         raise SecurityError(f"{name} with a result that may be very large")
 
 
-def render(source: str, values: Mapping[str, Any]) -> str:
-    """Return the template `source` filled with `values`; jinja2.TemplateError, TypeError... where it cannot be."""
+# A data set is many chats: to compile a template, or to make a sandbox, takes longer than to render one of them.
+_of_thread = threading.local()
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(source: str) -> Any:
     sandbox = _Sandbox()
-    tree = _Bounds().visit(sandbox.parse(source))
-    code = sandbox.compile(tree)
-    template = jinja2.Template.from_code(sandbox, code, sandbox.make_globals(None))
+    return sandbox.compile(_Bounds().visit(sandbox.parse(source)))
+
+
+def render(source: str, values: Mapping[str, Any], marks: tuple[str, str] = ("", "")) -> str:
+    """Return the template `source` filled with `values`; jinja2.TemplateError, TypeError... where it cannot be.
+
+    `marks` go before and after what {% generation %} holds.
+    """
+    if not hasattr(_of_thread, "sandbox"):
+        _of_thread.sandbox = _Sandbox()
+    sandbox = _of_thread.sandbox
+    sandbox.steps, sandbox.marks = 0, marks
+    template = jinja2.Template.from_code(sandbox, _compiled(source), sandbox.make_globals(None))
     parts, length = [], 0
     for part in template.generate(**values):
         length += len(part)

@@ -5,12 +5,12 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,7 +26,11 @@ class Group(NamedTuple):
 
     splits: list[str]
     texts: list[str]
+    wheres: list[str]
     ends_block: bool
+
+
+Encode = Callable[[Tokenizer, str], Any]
 
 
 def encode_document(tokenizer: Tokenizer, text: str) -> np.ndarray:
@@ -39,16 +43,18 @@ def encode_document(tokenizer: Tokenizer, text: str) -> np.ndarray:
     return np.concatenate(tokenizer.encode_many([*sections, text[start:]]))
 
 
-def encode_in_order(tokenizer_file: Path, groups: Iterable[Group], workers: int) -> Iterator[tuple[Group, list[np.ndarray]]]:
-    """Yield each group with the tokens of its documents; with one worker or none the work is done in this process."""
+def encode_in_order(
+    tokenizer_file: Path, groups: Iterable[Group], workers: int, encode: Encode = encode_document
+) -> Iterator[tuple[Group, list[Any]]]:
+    """Yield each group with what `encode` makes of its documents; with one worker or none it is done in this process."""
     if workers <= 1:
         tokenizer = load_tokenizer(tokenizer_file)
         for group in groups:
-            yield group, [encode_document(tokenizer, text) for text in group.texts]
+            yield group, [encode(tokenizer, text) for text in group.texts]
         return
     # Spawned, not forked: the parent may hold devices and threads, which do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(tokenizer_file,))
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(tokenizer_file, encode))
     try:
         with closing(_in_order(pool, groups, workers * _IN_FLIGHT_PER_WORKER)) as encoded:
             yield from encoded
@@ -61,7 +67,7 @@ def encode_in_order(tokenizer_file: Path, groups: Iterable[Group], workers: int)
         pool.shutdown(cancel_futures=True)
 
 
-def _in_order(pool: ProcessPoolExecutor, groups: Iterable[Group], most: int) -> Iterator[tuple[Group, list[np.ndarray]]]:
+def _in_order(pool: ProcessPoolExecutor, groups: Iterable[Group], most: int) -> Iterator[tuple[Group, list[Any]]]:
     waiting = deque()
     for group in groups:
         waiting.append((group, pool.submit(_encode_texts, group.texts)))
@@ -73,13 +79,14 @@ def _in_order(pool: ProcessPoolExecutor, groups: Iterable[Group], most: int) -> 
 
 
 _worker_tokenizer: Tokenizer
+_worker_encode: Encode
 
 
-def _start_worker(tokenizer_file: Path) -> None:
-    global _worker_tokenizer
+def _start_worker(tokenizer_file: Path, encode: Encode) -> None:
+    global _worker_tokenizer, _worker_encode
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends the pool
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker_tokenizer = load_tokenizer(tokenizer_file)
+    _worker_tokenizer, _worker_encode = load_tokenizer(tokenizer_file), encode
 
 
 def _end_with_parent() -> None:
@@ -88,5 +95,5 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _encode_texts(texts: list[str]) -> list[np.ndarray]:
-    return [encode_document(_worker_tokenizer, text) for text in texts]
+def _encode_texts(texts: list[str]) -> list[Any]:
+    return [_worker_encode(_worker_tokenizer, text) for text in texts]

@@ -8,8 +8,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from jaxlm.data.forms import rows_of
 from jaxlm.data.order import interleaved, shuffled
-from jaxlm.data.packing import Batch, batch_of, row_type, starts_of
+from jaxlm.data.packing import Batch, row_type, starts_of
+from jaxlm.data.pairs import PairBatch
 from jaxlm.data.prepare import Prepared
 from jaxlm.data.shards import RowReader
 from jaxlm.errors import ConfigError, DataError
@@ -26,6 +28,8 @@ class Batches:
     the configuration; none there either: all rows alike, and an epoch shows each once). Validation rows come in order, and
     the last batch is filled up with rows of weight 0. `shuffle` says otherwise: False reads training rows in order, once.
 
+    Of preferences and labels a row is a pair, and `reference` [pairs of the split, 2] holds what a reference says of each.
+
     `rows` are the numbers, within every batch, of the rows to read, in rising order (none: all): a process reads those that
     its devices take. Raises ConfigError where weights do not fit the sources, DataError where there are no rows.
     """
@@ -40,6 +44,7 @@ class Batches:
         weights: Sequence[float] = (),
         rows: Sequence[int] | None = None,
         shuffle: bool | None = None,
+        reference: np.ndarray | None = None,
     ):
         if batch_size < 1:
             raise ConfigError(f"batch_size = {batch_size} is less than a row: make it 1 or more")
@@ -54,13 +59,15 @@ class Batches:
         for part in parts:
             if self._weights and not part.rows:
                 raise DataError(f"source {part.source!r} has a weight but no {split} rows: leave it out, or give it more text")
-        self._row = row_type(prepared.config.sequence_length, prepared.tokenizer.vocab_size)
+        config = prepared.config
+        self._form = rows_of(config.form, config.sequence_length, prepared.tokenizer.vocab_size, config.examples)
+        self._row, self._reference = self._form.row, reference
         self._reader = RowReader([shard for part in parts for shard in part.shards], self._row)
         self._sizes = np.array([part.rows for part in parts])
         self._batch_size, self._seed, self._pad_id = batch_size, seed, prepared.tokenizer.pad_id
         self._mine = np.arange(batch_size) if rows is None else np.asarray(rows)
         self._steps_at_once = max(1, _ROWS_AT_ONCE // len(self._mine))
-        self._window: tuple[int, np.ndarray | None] = (-1, None)
+        self._window: tuple[int, np.ndarray, np.ndarray | None] | None = None
         self.num_rows = self._reader.num_rows
 
     @property
@@ -68,33 +75,37 @@ class Batches:
         """Batches that show every row: all there are of the validation split, an epoch of training rows."""
         return -(-self.num_rows // self._batch_size)
 
-    def at(self, step: int) -> tuple[Batch, str]:
+    def at(self, step: int) -> tuple[Batch | PairBatch, str]:
         """Return batch `step`, counted from 0, and the hash of its content; of both, the rows that are read here."""
         batch = self.batch(step)
         return batch, combine_hashes(hash_rows(batch))
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> Batch | PairBatch:
         """Return the rows of batch `step` that are read here."""
         if not self._shuffle and not 0 <= step < self.num_batches:
             raise IndexError(f"there are {self.num_batches} batches; there is none at {step}")
         window, offset = divmod(step, self._steps_at_once)
-        held, rows = self._window
-        if window != held:
-            rows = self._read(window * self._steps_at_once)
-            self._window = window, rows
-        count = len(self._mine)
-        return batch_of(rows[offset * count : (offset + 1) * count])
+        if self._window is None or window != self._window[0]:
+            self._window = window, *self._read(window * self._steps_at_once)
+        _, rows, reference = self._window
+        here = slice(offset * len(self._mine), (offset + 1) * len(self._mine))
+        return self._form.batch(rows[here], None if reference is None else reference[here])
 
-    def _read(self, step: int) -> np.ndarray:
-        """Return the rows, of those read here, of the window of steps that begins with `step`."""
+    def _read(self, step: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the rows, of those read here, of the window of steps that begins with `step`, and their reference's."""
         steps = np.arange(step, step + self._steps_at_once)
         places = (steps[:, None] * self._batch_size + self._mine).ravel()
         if self._shuffle:
-            return self._reader.read(self._numbers(places))
-        rows = np.zeros(len(places), self._row)
+            numbers = self._numbers(places)
+            return self._reader.read(numbers), None if self._reference is None else self._reference[numbers]
+        rows, there = np.zeros(len(places), self._row), places < self.num_rows
         rows["tokens"] = self._pad_id
-        rows[places < self.num_rows] = self._reader.read(places[places < self.num_rows])
-        return rows
+        rows[there] = self._reader.read(places[there])
+        if self._reference is None:
+            return rows, None
+        reference = np.zeros((len(places), 2), np.float32)
+        reference[there] = self._reference[places[there]]
+        return rows, reference
 
     def _numbers(self, places: np.ndarray) -> np.ndarray:
         if not self._weights:
@@ -109,9 +120,10 @@ class Batches:
         return numbers
 
 
-def hash_rows(batch: Batch) -> list[bytes]:
-    """Return 8 bytes for each row that change with any of its arrays."""
-    side_by_side = np.concatenate([np.ascontiguousarray(array).view(np.int32) for array in batch], axis=1)
+def hash_rows(batch: Batch | PairBatch) -> list[bytes]:
+    """Return 8 bytes for each row that change with any of its arrays (a reference's log-probabilities left out)."""
+    arrays = [*batch[:5], *([batch.labels[:, None]] if isinstance(batch, PairBatch) else [])]
+    side_by_side = np.concatenate([np.ascontiguousarray(array).view(np.int32) for array in arrays], axis=1)
     return [hashlib.blake2b(row, digest_size=8).digest() for row in side_by_side]
 
 

@@ -69,8 +69,8 @@ def decode_rows(records: Sequence[bytes], row: np.dtype) -> np.ndarray:
     if len(content) != len(records) * row.itemsize:
         raise DataError(f"a row takes {row.itemsize} bytes, but one of {sorted({len(record) for record in records})} was read")
     rows = np.frombuffer(content, row)
-    if np.any(rows["count"] > row["tokens"].shape[0]):
-        raise DataError(f"a row of {row['tokens'].shape[0]} tokens claims to hold {rows['count'].max()}")
+    if np.any(rows["count"] > row["tokens"].shape[-1]):
+        raise DataError(f"a row of {row['tokens'].shape[-1]} tokens claims to hold {rows['count'].max()}")
     return rows
 
 

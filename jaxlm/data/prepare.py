@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
 
-from jaxlm.config import Range, config, to_dict
+from jaxlm.config import to_dict
 from jaxlm.data.building import (
     MANIFEST,
     Job,
@@ -23,11 +22,14 @@ from jaxlm.data.building import (
     remove_strays,
     write_manifest,
 )
+from jaxlm.data.chat import read_template
+from jaxlm.data.data_config import DataConfig
+from jaxlm.data.examples import texts_of
 from jaxlm.data.fingerprint import ContentHashes
 from jaxlm.data.sources import parse_source
 from jaxlm.data.storage import cache_folder, storage_errors
-from jaxlm.data.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
-from jaxlm.errors import ConfigError, DataError
+from jaxlm.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from jaxlm.errors import DataError
 
 _FORMAT = 1  # part of every key: raise it when the same input is to give other rows
 _BLOCK_BYTES = 64 << 20
@@ -35,38 +37,6 @@ _TOKENIZER = "tokenizer.model"
 
 Report = Callable[[str, float], None]
 """Told what is being done, and the fraction of it that is done."""
-
-
-@config
-class DataConfig:
-    """What text to train on, and how it is made into rows of tokens."""
-
-    sources: tuple[str, ...] = ("stdlib",)
-    """Where text comes from: stdlib, text:GLOB, jsonl:GLOB#field, arrayrecord:GLOB, parquet:GLOB#column or tfds:name:split."""
-    weights: tuple[float, ...] = ()
-    """How much of the training rows each source gives; empty: in proportion to their sizes."""
-    validation_sources: tuple[str, ...] = ()
-    """Sources of the validation text; empty: documents are split off from `sources`."""
-    validation_fraction: Annotated[float, Range(0, 0.5)] = 0.05
-    """Share of the documents split off for validation, chosen by a hash of their names; 0: none."""
-    tokenizer: TokenizerConfig = TokenizerConfig()
-    """How text becomes tokens."""
-    sequence_length: Annotated[int, Range(2)] = 256
-    """Tokens in a row."""
-    on_bad_document: Literal["error", "skip"] = "error"
-    """Whether a bad document (not UTF-8, binary, cut short) stops the preparation, or is skipped and counted."""
-    cache: str = ""
-    """Folder for prepared data; empty: $JAXLM_CACHE, else $XDG_CACHE_HOME/jaxlm, else ~/.cache/jaxlm."""
-
-    def check(self) -> None:
-        if not self.sources:
-            raise ConfigError("DataConfig.sources is empty: name at least one, for example ('stdlib',)")
-        if self.weights and len(self.weights) != len(self.sources):
-            raise ConfigError(
-                f"DataConfig.weights has {len(self.weights)} numbers for {len(self.sources)} sources: give one each, or none"
-            )
-        if not all(0 < weight < float("inf") for weight in self.weights):
-            raise ConfigError(f"DataConfig.weights = {self.weights} must all be above 0: leave out a source that is not wanted")
 
 
 @dataclass(frozen=True)
@@ -82,6 +52,19 @@ class SourceSplit:
     """With bos and eos."""
     bytes: int
     """Of UTF-8 text."""
+
+
+@dataclass(frozen=True)
+class SourceFaults:
+    """What was wrong with documents of a source that were skipped, and what was cut to fit its row."""
+
+    source: str
+    kinds: dict[str, int]
+    """How many, by what was wrong."""
+    first: tuple[str, ...]
+    """The first of them, with file and line."""
+    cut_prompts: int
+    cut_responses: int
 
 
 @dataclass(frozen=True)
@@ -107,6 +90,8 @@ class Prepared:
     validation: Split
     bad_documents: dict[str, int]
     """How many documents of each source were skipped."""
+    faults: tuple[SourceFaults, ...]
+    """What was wrong with them, and what was cut."""
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -129,8 +114,9 @@ class _Plan:
 def _plan(config: DataConfig, block_bytes: int) -> _Plan:
     """Find every source, and name the folder that their rows belong in; ConfigError or DataError where one is missing."""
     fraction = 0.0 if config.validation_sources else config.validation_fraction
-    jobs = [Job(parse_source(spelling), fraction) for spelling in config.sources]
-    jobs += [Job(parse_source(spelling), 1.0) for spelling in config.validation_sources]
+    rows = config.form != "text"
+    jobs = [Job(parse_source(spelling, rows=rows), fraction) for spelling in config.sources]
+    jobs += [Job(parse_source(spelling, rows=rows), 1.0) for spelling in config.validation_sources]
     tokenizer = to_dict(config.tokenizer)
     if config.tokenizer.path:
         tokenizer = train_tokenizer(config.tokenizer, ()).digest
@@ -144,6 +130,12 @@ def _plan(config: DataConfig, block_bytes: int) -> _Plan:
         "on_bad_document": config.on_bad_document,
         "block_bytes": block_bytes,
     }
+    if rows:
+        decisive |= {
+            "form": config.form,
+            "examples": to_dict(config.examples),
+            "template": read_template(config.examples.template),
+        }
     key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
     bytes_per_byte = 1.1 if config.tokenizer.kind == "byte" else 0.6  # of prepared data, measured on the standard library
     needed = int(bytes_per_byte * sum(job.source.estimated_bytes for job in jobs))
@@ -164,7 +156,16 @@ def _open(config: DataConfig, plan: _Plan) -> Prepared | None:
 
     train, validation = (_split(manifest, name, plan.folder) for name in ("train", "validation"))
     bad = {entry["source"]: entry["bad_documents"] for entry in manifest["sources"]}
-    return Prepared(config, plan.folder, plan.key, train, validation, bad)
+    return Prepared(config, plan.folder, plan.key, train, validation, bad, tuple(_faults(manifest)))
+
+
+def _faults(manifest: dict) -> Iterator[SourceFaults]:
+    for entry in manifest["sources"]:
+        found = entry.get("faults") or {"kinds": {}, "first": [], "cut_prompts": 0, "cut_responses": 0}
+        if any(found.values()):
+            yield SourceFaults(
+                entry["source"], found["kinds"], tuple(found["first"]), found["cut_prompts"], found["cut_responses"]
+            )
 
 
 def _split(manifest: dict, name: str, folder: Path) -> Split:
@@ -224,7 +225,9 @@ def _build_all(config: DataConfig, plan: _Plan, workers: int, report: Report, bl
         report("reading the tokenizer" if config.tokenizer.path else "training the tokenizer", 0.0)
         train_tokenizer(config.tokenizer, _sample(config, plan.jobs)).save(tokenizer_file)
     skip_bad = config.on_bad_document == "skip"
-    settings = Settings(plan.folder, tokenizer_file, config.sequence_length, block_bytes, workers, skip_bad)
+    settings = Settings(
+        plan.folder, tokenizer_file, config.form, config.examples, config.sequence_length, block_bytes, workers, skip_bad
+    )
     total, done = max(1, sum(job.source.estimated_bytes for job in plan.jobs)), 0
 
     def progress(stage: str, size: int) -> None:
@@ -250,9 +253,10 @@ def _sample(config: DataConfig, jobs: list[Job]) -> Iterator[str]:
     total = max(1, sum(job.source.estimated_bytes for job in jobs if job.validation_fraction < 1))
 
     def ignore(fault: DataError) -> None:
-        if config.on_bad_document == "error":
+        if config.on_bad_document == "error" and config.form == "text":  # bad rows are told of all together, later
             raise fault
 
     for job in (job for job in jobs if job.validation_fraction < 1):
         budget = -(-config.tokenizer.training_bytes * job.source.estimated_bytes // total)
-        yield from job.source.sample(budget, lambda identifier, job=job: job.split(identifier) == "train", ignore)
+        texts = job.source.sample(budget, lambda identifier, job=job: job.split(identifier) == "train", ignore)
+        yield from texts if config.form == "text" else (texts_of(text, config.examples) for text in texts)

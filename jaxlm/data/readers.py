@@ -26,6 +26,8 @@ class Document(NamedTuple):
 
     id: str
     text: str
+    where: str = ""
+    """File and line, of rows with fields: what is wrong with them is found out later."""
 
 
 Documents = Iterator[Document | DataError]
@@ -74,7 +76,7 @@ def read_jsonl(path: Path, name: str, field: str = "text") -> Documents:
     """Read one JSON object a line, from a plain, .gz or .zst file; `field` holds the text. Empty texts are no documents."""
     number = 0
     try:
-        for number, line in enumerate(_lines(_chunks(path)), start=1):
+        for number, line in enumerate(lines_of(chunks_of(path)), start=1):
             if not line.strip():
                 continue
             document = _json_document(line, f"{name}:{number}", f"{path}, line {number}", field)
@@ -105,7 +107,7 @@ def _json_document(line: bytes, identifier: str, where: str, field: str) -> Docu
     return _checked(identifier, values[field], where)
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
+def chunks_of(path: Path) -> Iterator[bytes]:
     if path.suffix == ".zst":
         yield from _zstandard_chunks(path)
         return
@@ -132,7 +134,7 @@ def _zstandard_chunks(path: Path) -> Iterator[bytes]:
         raise EOFError("the last frame has no end")
 
 
-def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
+def lines_of(chunks: Iterator[bytes]) -> Iterator[bytes]:
     pieces = []  # of a line that goes on; joined once, because a file without line ends may be one line of gigabytes
     for chunk in chunks:
         first, *others = chunk.split(b"\n")

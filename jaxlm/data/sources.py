@@ -21,12 +21,17 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
-from jaxlm.data import readers
+from jaxlm.data import example_rows, readers
 from jaxlm.data.fingerprint import ContentHashes
 from jaxlm.data.readers import Document, Documents
 from jaxlm.errors import ConfigError, DataError, suggest
 
 _KINDS = ("stdlib", "text", "jsonl", "arrayrecord", "parquet", "tfds")
+_ROW_READERS = {
+    "jsonl": example_rows.read_jsonl_rows,
+    "parquet": example_rows.read_parquet_rows,
+    "arrayrecord": example_rows.read_array_record_rows,
+}
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 _GROWTH = {".gz": 4, ".zst": 4, ".parquet": 3}  # bytes of text in a byte of file, for progress and estimates alone
 _TFDS_PARTS = 64
@@ -102,12 +107,17 @@ def _all_of(parts: tuple[Callable[[], Documents], ...], on_bad: Callable[[DataEr
             raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
-def parse_source(spelling: str) -> Source:
-    """Return the source that `spelling` names; ConfigError for one that does not exist or cannot be read here."""
+def parse_source(spelling: str, *, rows: bool = False) -> Source:
+    """Return the source that `spelling` names; ConfigError for one that does not exist or cannot be read here.
+
+    Its documents are texts or, for `rows`, JSON objects: rows with a prompt and a response, say.
+    """
     kind, _, rest = spelling.partition(":")
     if kind not in _KINDS:
         near = f" Did you mean 'text:{spelling}'?" if Path(spelling).exists() else suggest(kind, _KINDS)
         raise ConfigError(f"unknown kind of source {spelling!r}.{near} Kinds: {', '.join(_KINDS)}, as in 'text:books/*.txt'")
+    if rows and kind in ("stdlib", "text"):
+        raise ConfigError(f"source {spelling!r} holds text, and data.form asks for rows: give jsonl:, parquet: or tfds:")
     if kind == "stdlib":
         if rest:
             raise ConfigError(f"source {spelling!r} takes nothing after 'stdlib'")
@@ -115,7 +125,7 @@ def parse_source(spelling: str) -> Source:
     if not rest:
         raise ConfigError(f"source {spelling!r} needs a {'name' if kind == 'tfds' else 'path'} after '{kind}:'")
     if kind == "tfds":
-        return _tfds(spelling, rest)
+        return _tfds(spelling, rest, rows)
     pattern, option = _split_option(kind, rest)
     files = _find_files(spelling, pattern)
     if kind == "parquet":
@@ -129,6 +139,12 @@ def parse_source(spelling: str) -> Source:
         "parquet": lambda: partial(readers.read_parquet, column=option or "text"),
     }
     root = Path(os.path.commonpath([path.parent for path in files]))
+    if rows:
+        if option:
+            raise ConfigError(
+                f"source {spelling!r} names a field of text; data.examples names those of rows: leave out #{option}"
+            )
+        return _from_files(spelling, files, root, f"{kind} rows", _ROW_READERS[kind])
     return _from_files(spelling, files, root, f"{kind}#{option}", readings[kind]())
 
 
@@ -178,7 +194,7 @@ def _standard_library() -> Source:
     return _from_files("stdlib", sorted(files), root, "stdlib", readers.read_python)
 
 
-def _tfds(spelling: str, rest: str) -> Source:
+def _tfds(spelling: str, rest: str, rows: bool) -> Source:
     _require("tensorflow_datasets", spelling)
     match = _TFDS_SPELLING.fullmatch(rest)
     if not match:
@@ -199,7 +215,7 @@ def _tfds(spelling: str, rest: str) -> Source:
     if builder.info.file_format.value != "array_record":
         stored = builder.info.file_format.value
         raise ConfigError(f"source {spelling!r} is stored as {stored}, which needs TensorFlow. Prepare it anew: {prepare}")
-    if feature not in builder.info.features:
+    if not rows and feature not in builder.info.features:
         names = list(builder.info.features)
         near = suggest(feature, names)
         raise ConfigError(f"source {spelling!r} has no feature {feature!r}.{near} Its features: {', '.join(names)}")
@@ -210,9 +226,11 @@ def _tfds(spelling: str, rest: str) -> Source:
         splits = ", ".join(builder.info.splits)
         raise ConfigError(f"source {spelling!r} has no split {split!r}; its splits: {splits}. ({error})") from error
     bounds = [len(examples) * part // _TFDS_PARTS for part in range(_TFDS_PARTS + 1)]
-    parts = tuple(
-        partial(readers.read_tfds, examples, range(low, high), f"{name}/{split}", feature)
-        for low, high in itertools.pairwise(bounds)
-        if low < high
-    )
-    return Source(spelling, tuple(files), tuple(path.name for path in files), f"tfds#{split}#{feature}", parts)
+    ranges = [range(low, high) for low, high in itertools.pairwise(bounds) if low < high]
+    place = f"{name}/{split}"
+    if rows:
+        parts = tuple(partial(example_rows.read_tfds_rows, examples, indices, place) for indices in ranges)
+    else:
+        parts = tuple(partial(readers.read_tfds, examples, indices, place, feature) for indices in ranges)
+    settings = f"tfds rows#{split}" if rows else f"tfds#{split}#{feature}"
+    return Source(spelling, tuple(files), tuple(path.name for path in files), settings, parts)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxlm.data import chat_sandbox
 from jaxlm.data.byte_tokenizer import ByteTokenizer
 from jaxlm.data.chat import encode_chat, render_chat
 from jaxlm.data.hugging_face_folder import tokenizer_from_hugging_face
@@ -131,3 +132,11 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(DataError, match=r"pip install 'jaxlm\[pretrained\]'"):
         rendered("{{ messages }}")
+
+
+def test_bounds_are_of_one_text(monkeypatch):
+    monkeypatch.setattr(chat_sandbox, "_MOST_STEPS", 1000)
+    turns = "{{% for i in range({}) %}}{{% endfor %}}ok"
+    assert [rendered(turns.format(300)) for _ in range(3)] == ["ok"] * 3
+    with pytest.raises(DataError, match="more than 1,000 steps"):
+        rendered(turns.format(600))
