@@ -57,25 +57,18 @@ _cross_entropy.defvjp(_forward, _backward)
 def _sharded(x, head, targets, weights, softcap, z_loss, *, gradients):
     """Run `_local` on every device's rows and slice of the vocabulary, and add up what they hold in common."""
     (rows, length, _), (vocab, width) = jax.typeof(x).sharding.spec, jax.typeof(head).sharding.spec
-    tokens, gathered = (*_names(rows), *_names(length)), _names(width)
+    tokens = (*mesh_axes(rows), *mesh_axes(length))
     targets, weights = jax.reshard((targets, weights), P(rows, length))
 
     def local(x, head, targets, weights):
-        whole = head.astype(x.dtype)  # before it is gathered: half the bytes in bfloat16
-        whole = jax.lax.all_gather(whole, gathered, axis=1, tiled=True) if gathered else whole
+        whole = gather_width(head, width, x.dtype)
         losses, x_grad, head_grad = _local(x, whole, targets, weights, softcap, z_loss, vocab, gradients)
         losses = jax.tree.map(lambda s: jax.lax.psum(s, tokens), losses)
         if not gradients:
             return losses
         if vocab:
             x_grad = jax.lax.psum(x_grad.astype(x.dtype), vocab)
-        if set(gathered) <= set(tokens):  # the columns first, so that less is left to add up over the other axes
-            if gathered:
-                head_grad = jax.lax.psum_scatter(head_grad, gathered, scatter_dimension=1, tiled=True)
-            head_grad = jax.lax.psum(head_grad, tuple(name for name in tokens if name not in gathered))
-        else:  # whole on every device: keep this device's columns
-            head_grad, size = jax.lax.psum(head_grad, tokens), head.shape[1]
-            head_grad = jax.lax.dynamic_slice_in_dim(head_grad, jax.lax.axis_index(gathered) * size, size, 1)
+        head_grad = add_up_head_gradient(head_grad, width, tokens, head.shape[1])
         return losses, x_grad.astype(x.dtype), head_grad.astype(head.dtype)
 
     sums = Losses(P(), P(), P())
@@ -84,15 +77,32 @@ def _sharded(x, head, targets, weights, softcap, z_loss, *, gradients):
     return jax.shard_map(local, in_specs=row_specs, out_specs=outs, check_vma=False)(x, head, targets, weights)
 
 
-def _names(entry):
+def mesh_axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
     """Return the mesh axes of an entry of a PartitionSpec."""
     return (entry,) if isinstance(entry, str) else entry or ()
+
+
+def gather_width(head: Array, width: str | tuple[str, ...] | None, dtype: jnp.dtype) -> Array:
+    """Within `shard_map`, return a device's rows of the head in the dtype of products, whole where `width` splits them."""
+    head = head.astype(dtype)  # before it is gathered: half the bytes in bfloat16
+    return jax.lax.all_gather(head, mesh_axes(width), axis=1, tiled=True) if mesh_axes(width) else head
+
+
+def add_up_head_gradient(gradient: Array, width: str | tuple[str, ...] | None, tokens: tuple[str, ...], columns: int) -> Array:
+    """Within `shard_map`, add up a head gradient over the mesh axes of tokens, and return this device's columns of it."""
+    gathered = mesh_axes(width)
+    if set(gathered) <= set(tokens):  # the columns first, so that less is left to add up over the other axes
+        if gathered:
+            gradient = jax.lax.psum_scatter(gradient, gathered, scatter_dimension=1, tiled=True)
+        return jax.lax.psum(gradient, tuple(name for name in tokens if name not in gathered))
+    gradient = jax.lax.psum(gradient, tokens)  # whole on every device: keep this device's columns
+    return jax.lax.dynamic_slice_in_dim(gradient, jax.lax.axis_index(gathered) * columns, columns, 1)
 
 
 def _local(x, head, targets, weights, softcap, z_loss, vocab_axis, gradients):
     """Return (Losses, x gradient or None, head gradient or None) of this device's rows and vocabulary rows."""
     batch, length, width = x.shape
-    chunks = _num_chunks(batch, length, head.shape[0])
+    chunks = num_chunks(batch, length, head.shape[0])
     x = x.reshape(batch, chunks, -1, width).swapaxes(0, 1).reshape(chunks, -1, width)
     targets, weights = (a.reshape(batch, chunks, -1).swapaxes(0, 1).reshape(chunks, -1) for a in (targets, weights))
 
@@ -112,7 +122,7 @@ def _local(x, head, targets, weights, softcap, z_loss, vocab_axis, gradients):
     return losses, x_grad, head_grad
 
 
-def _num_chunks(batch: int, length: int, vocab: int) -> int:
+def num_chunks(batch: int, length: int, vocab: int) -> int:
     """Return the fewest pieces of the length that keep a chunk's logits within CHUNK_LOGITS and 512 tokens or more."""
     wanted = math.ceil(batch * length * vocab / CHUNK_LOGITS)
     wanted = min(wanted, max(1, batch * length // 512))

@@ -31,7 +31,7 @@ def plainly(x, head, targets, weights, softcap, z_loss):
 @pytest.mark.parametrize("chunked", [False, True])
 def test_value_and_gradients(softcap, z_loss, chunked, monkeypatch):
     if chunked:
-        monkeypatch.setattr(ops, "_num_chunks", lambda *sizes: 6)
+        monkeypatch.setattr(ops, "num_chunks", lambda *sizes: 6)
     x, head, targets, weights = map(jnp.asarray, inputs())
     expected = jax.value_and_grad(plainly, argnums=(0, 1))(x, head, targets, weights, softcap, z_loss)
 
@@ -76,5 +76,5 @@ def test_logits_of_all_tokens_are_never_in_memory():
 
 def test_chunks_cover_any_length():
     for length in (1, 7, 128, 1000, 1021):
-        chunks = ops._num_chunks(2, length, 100_000)
+        chunks = ops.num_chunks(2, length, 100_000)
         assert length % chunks == 0
