@@ -34,9 +34,14 @@ def export(
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], arg(help="Of the weights.")] = "float32",
     shard_size: Annotated[float, arg(help="Gigabytes that a file of weights may hold.")] = 5.0,
     step: Step = None,
+    adapters: Annotated[
+        bool, arg(help="The adapters alone (lora.rank), as PEFT reads them; otherwise they are merged.")
+    ] = False,
 ) -> None:
     """Write a run's model and tokenizer as others read them."""
     start_jax(1)
-    from jaxlm.run.exports import export_run
+    from jaxlm.run.exports import export_adapters, export_run
 
+    if adapters:
+        return export_adapters(run, to, dtype, step)
     export_run(run, to, format, dtype, shard_size, step)

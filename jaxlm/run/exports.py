@@ -1,6 +1,7 @@
 """`jaxlm export`: a run's model and tokenizer as others read them."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,10 @@ from jaxlm import param
 from jaxlm.data.hugging_face_export import save_hugging_face
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.errors import ConfigError
+from jaxlm.interop import adapters
+from jaxlm.interop.axes import axes
 from jaxlm.interop.families.find import family_for
+from jaxlm.interop.safetensors import SINGLE
 from jaxlm.interop.safetensors_writer import Dtype, write_safetensors
 from jaxlm.interop.table import their_tensor, their_tensors
 from jaxlm.run import display
@@ -56,6 +60,37 @@ def export_run(
         out.print(
             f"[bold]{to}[/]: step {run.step} of {folder} as {family.architecture}, {dtype}, in {files} "
             f"file{'s' if files > 1 else ''}; AutoModelForCausalLM.from_pretrained({str(to)!r}) reads it",
+            soft_wrap=True,
+        )
+
+
+def export_adapters(folder: Path, to: Path, dtype: Dtype = "float32", step: int | None = None) -> None:
+    """Write a run's adapters alone into the new folder `to`, as PEFT reads them: adapter_config.json and safetensors.
+
+    Raises ConfigError where the run has none, or where a weight that they adapt is no matrix of its own in the family.
+    """
+    out = display.console()
+    with new_folder(to, "--to") as making, opened(folder, step, merge=False) as run:
+        config = run.experiment.lora
+        if not config.rank:
+            raise ConfigError(f"{folder} was trained without adapters (lora.rank): export the whole model, without --adapters")
+        family = family_for(run.model)
+        pieces = adapters.adapter_pieces(family.table(run.model), run.model, config)
+        leaves = param.named_leaves(run.params)
+
+        def read(name: str) -> np.ndarray:
+            piece = pieces[name]
+            theirs = np.empty(axes(piece.axes).their_shape(piece.shape), np.float32)
+            axes(piece.axes).put(np.asarray(jax.device_get(leaves[piece.leaf][piece.repeat])), theirs)
+            return theirs
+
+        shapes = {name: axes(piece.axes).their_shape(piece.shape) for name, piece in pieces.items()}
+        write_safetensors(making, shapes, read, dtype, sys.maxsize)
+        (making / SINGLE).rename(making / adapters.WEIGHTS)
+        _write_json(making / adapters.CONFIG, adapters.adapter_config(pieces, run.model, config))
+        out.print(
+            f"[bold]{to}[/]: adapters of step {run.step} of {folder}, {dtype}; PeftModel.from_pretrained(base, {str(to)!r}) "
+            f"reads them, where base is the export of {run.experiment.init_from or 'what the run began with'}",
             soft_wrap=True,
         )
 

@@ -10,7 +10,7 @@ import optax
 from jaxlm import param
 from jaxlm.errors import CheckpointError
 from jaxlm.experiment import Experiment
-from jaxlm.model import transformer
+from jaxlm.model import lora, transformer
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.upcycle import check_upcycling, upcycle
 from jaxlm.run import display
@@ -27,12 +27,13 @@ OPEN = ("dropout", "init_std", "init_scale", "embedding_init_std", "compute_dtyp
 def begin(
     experiment: Experiment, model: ModelConfig, spec: Any, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
 ) -> TrainState:
-    """Return the state before step 0, on the current mesh."""
+    """Return the state before step 0, on the current mesh; adapters of this run are new, those of the other run merged."""
     # One jitted draw, so that no device ever holds more than its own part.
     state = jax.jit(lambda: init_state(spec, optimizer, experiment.layout, experiment.seed))()
     if not experiment.init_from:
         return state
-    return dataclasses.replace(state, params=_from_run(Path(experiment.init_from), experiment, model, mesh))
+    params = _from_run(Path(experiment.init_from), experiment, model, mesh)
+    return dataclasses.replace(state, params=lora.attach(params, state.params))
 
 
 def _from_run(folder: Path, experiment: Experiment, model: ModelConfig, mesh: jax.sharding.Mesh) -> Any:
@@ -43,7 +44,7 @@ def _from_run(folder: Path, experiment: Experiment, model: ModelConfig, mesh: ja
         with agreed(f"checkpoint {step} of {folder} described"):
             _, found = described(saves, step, mesh)
             same = _shapes(found) == _shapes(model)
-            alike = _chosen_anew(found, model)
+            alike = chosen_anew(found, model)
             if not same or dataclasses.replace(alike, moe=model.moe) != model:
                 check_upcycling(alike, model)
         with agreed(f"checkpoint {step} of {folder} read", timeout=3600):
@@ -61,7 +62,7 @@ def _from_run(folder: Path, experiment: Experiment, model: ModelConfig, mesh: ja
     return newest[1]
 
 
-def _chosen_anew(found: ModelConfig, model: ModelConfig) -> ModelConfig:
+def chosen_anew(found: ModelConfig, model: ModelConfig) -> ModelConfig:
     """Return the model that was found, with those of `model`'s fields that its weights leave open."""
     scaled = found.rope_scaling.kind != "none" and not found.rope_scaling.original_length  # by max_length, then
     names = OPEN if found.positions == "learned" or scaled else ("max_length", *OPEN)

@@ -1,6 +1,7 @@
 """A finished or stopped run, opened for reading: model, parameters and tokenizer, on the devices of this machine."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,9 @@ from jaxlm.data.tokenizer import Tokenizer, load_tokenizer
 from jaxlm.errors import CheckpointError, ConfigError, DataError
 from jaxlm.experiment import Experiment
 from jaxlm.layout import Layout, make_mesh
-from jaxlm.model import transformer
+from jaxlm.model import lora, transformer
 from jaxlm.model.config import ModelConfig
+from jaxlm.model.lora import LoraConfig
 from jaxlm.run import display
 from jaxlm.run.directory import CHECKPOINTS, TOKENIZER, load_config
 from jaxlm.train import checkpoint
@@ -54,18 +56,33 @@ def described(saves: Path, step: int, mesh: jax.sharding.Mesh) -> tuple[Experime
     return experiment, experiment.model.for_platform(mesh.devices.flat[0].platform)
 
 
+def read_adapted(saves: Path, step: int, model: ModelConfig, layout: Layout, mesh: jax.sharding.Mesh) -> tuple[Any, LoraConfig]:
+    """Return a checkpoint's parameters alone, placed on this mesh, with its adapters as they are, and how it has any."""
+    adapters = described(saves, step, mesh)[0].lora
+    abstract = param.abstract(lora.adapt(transformer.spec(model), adapters), layout, mesh)
+    return checkpoint.read(saves, step, {"params": abstract})["params"], adapters
+
+
 def read_params(saves: Path, step: int, model: ModelConfig, layout: Layout, mesh: jax.sharding.Mesh) -> Any:
-    """Return a checkpoint's parameters alone, placed on this mesh."""
-    abstract = param.abstract(transformer.spec(model), layout, mesh)
-    return checkpoint.read(saves, step, {"params": abstract})["params"]
+    """Return a checkpoint's parameters alone, placed on this mesh, its adapters merged into their weights."""
+    params, adapters = read_adapted(saves, step, model, layout, mesh)
+    if not adapters.rank:
+        return params
+    return _merge(*param.split(params, lora.adapt(transformer.spec(model), adapters)))
+
+
+# Merged weights take the place of those that were read: a second copy of the model need not fit.
+@functools.partial(jax.jit, donate_argnums=1)
+def _merge(trained: Any, kept: Any) -> Any:
+    return lora.merge(param.join(trained, kept))
 
 
 @contextmanager
-def opened(folder: Path, step: int | None = None) -> Iterator[OpenRun]:
+def opened(folder: Path, step: int | None = None, *, merge: bool = True) -> Iterator[OpenRun]:
     """Open a run at `step` (None: its newest readable checkpoint) on one device, its mesh current inside the `with`.
 
-    Only the parameters are read, whatever mesh wrote them. Raises CheckpointError where the folder is no run, has no
-    such checkpoint, or nothing in it can be read.
+    Only the parameters are read, whatever mesh wrote them, and adapters are merged unless `merge` is False. Raises
+    CheckpointError where the folder is no run, has no such checkpoint, or nothing in it can be read.
     """
     load_config(folder)  # says what is wrong with a folder that is no run
     saves = folder / CHECKPOINTS
@@ -78,6 +95,8 @@ def opened(folder: Path, step: int | None = None) -> Iterator[OpenRun]:
 
     def load(step: int) -> tuple[Experiment, ModelConfig, Any]:
         experiment, model = described(saves, step, mesh)
+        if not merge:
+            return experiment, model, read_adapted(saves, step, model, experiment.layout, mesh)[0]
         return experiment, model, read_params(saves, step, model, experiment.layout, mesh)
 
     out = display.console()

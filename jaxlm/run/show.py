@@ -11,10 +11,11 @@ from rich.table import Table
 
 from jaxlm import param
 from jaxlm.config import difference, digest, flatten
-from jaxlm.experiment import Experiment, load_experiment, settle_mesh, work_of
+from jaxlm.experiment import Experiment, settle_mesh, work_of
+from jaxlm.experiment_file import load_experiment
 from jaxlm.hardware import Chip, chip
 from jaxlm.layout import ways as layout_ways
-from jaxlm.model import flops, transformer
+from jaxlm.model import flops, lora, transformer
 from jaxlm.run.directory import load_config
 from jaxlm.train import arrange
 
@@ -51,7 +52,7 @@ def _table(*columns: str) -> Table:
 
 def _parts(experiment: Experiment) -> Table:
     counts: dict[str, int] = defaultdict(int)
-    for name, leaf in param.named_leaves(transformer.spec(experiment.model)).items():
+    for name, leaf in param.named_leaves(_spec(experiment)).items():
         parts = name.split(".")
         counts[parts[2] if parts[0] == "blocks" else parts[0]] += math.prod(leaf.shape)
     total = sum(counts.values())
@@ -62,23 +63,31 @@ def _parts(experiment: Experiment) -> Table:
     return table
 
 
+def _spec(experiment: Experiment) -> Any:
+    return lora.adapt(transformer.spec(experiment.model), experiment.lora)
+
+
 def _costs(experiment: Experiment, shape: dict[str, int], kind: Chip | None) -> Table:
-    length, spec = experiment.data.sequence_length, transformer.spec(experiment.model)
-    per_token = flops.train_flops_per_token(experiment.model, length)
-    tokens = experiment.batch_size * length
-    weights = param.bytes_per_device(spec, experiment.layout, shape)
+    length, spec = experiment.data.sequence_length, _spec(experiment)
+    trained, _ = param.split(spec, spec)
+    share = experiment.trained_share
+    per_token = flops.train_flops_per_token(experiment.model, length, share)
+    tokens = experiment.rows * length
+    weights, gradients = (param.bytes_per_device(part, experiment.layout, shape) for part in (spec, trained))
     copies = arrange.OPTIMIZER_COPIES[experiment.optimizer.kind]
     kept = arrange.activation_bytes(work_of(experiment, kind), shape)
     rows: dict[str, Any] = {"mesh": " x ".join(f"{name} {size}" for name, size in shape.items())}
     if experiment.model.moe.num_experts:
         rows["active parameters a token"] = f"{flops.active_parameters(experiment.model):,.0f} of {param.count(spec):,}"
+    if experiment.lora.rank:
+        rows["trained parameters"] = f"{param.count(trained):,} of {param.count(spec):,} ({100 * share:.2g} %)"
     rows |= {
         "training FLOPs a token": f"{per_token:.3e}",
         "training FLOPs a step": f"{per_token * tokens:.3e} ({tokens:,} tokens)",
         "training FLOPs of the run": f"{per_token * tokens * experiment.steps:.3e}",
         "parameters a device": _bytes(weights),
-        "optimizer state a device": f"{_bytes(copies * weights)}{' at most' if experiment.optimizer.kind == 'muon' else ''}",
-        "gradients a device": _bytes(weights),
+        "optimizer state a device": f"{_bytes(copies * gradients)}{' at most' if experiment.optimizer.kind == 'muon' else ''}",
+        "gradients a device": _bytes(gradients),
         "activations a device": f"{_bytes(kept)} (estimate, remat {experiment.remat})",
     }
     table = _table("cost", "value")
@@ -89,7 +98,7 @@ def _costs(experiment: Experiment, shape: dict[str, int], kind: Chip | None) -> 
 
 def _placement(experiment: Experiment, shape: dict[str, int]) -> Table:
     table = _table("weight", "shape", "split", "bytes a device", "why")
-    for name, leaf in param.named_leaves(transformer.spec(experiment.model)).items():
+    for name, leaf in param.named_leaves(_spec(experiment)).items():
         places, reasons, ways = [], [], 1
         for axis, entry in zip(leaf.axes, experiment.layout.spec(*leaf.axes), strict=True):
             names = (entry,) if isinstance(entry, str) else entry or ()

@@ -31,13 +31,13 @@ def balanced_training(config, accumulate):
     optimizer = make_optimizer(settings, 100, spec)
 
     def loss_of(params, batch, key):
-        return language_model.loss(param.fixed(params, spec), batch, config, Layout(), key=key, record=True)
+        return language_model.loss(params, batch, config, Layout(), key=key, record=True)
 
     def after_update(params, sums):
         return params.replace(blocks=moe.rebalance(params.blocks, sums.router.load, config))
 
     rate = schedule(settings, 100)
-    step = make_train_step(loss_of, optimizer, rate, GuardConfig(), accumulate, after_update)
+    step = make_train_step(loss_of, spec, optimizer, rate, GuardConfig(), accumulate, after_update)
     return jax.jit(lambda: init_state(spec, optimizer, Layout(), 0))(), jax.jit(step)
 
 

@@ -112,7 +112,7 @@ def test_the_train_step_type_checks_on_large_meshes(name):
         def loss_of(params, batch, key, config=config, layout=layout):
             return language_model.loss(params, batch, config, layout, remat="full", key=key)
 
-        step = make_train_step(loss_of, optimizer, schedule(OptimizerConfig(), 100), GuardConfig())
+        step = make_train_step(loss_of, spec, optimizer, schedule(OptimizerConfig(), 100), GuardConfig())
         with jax.sharding.use_abstract_mesh(mesh):
             after, metrics = jax.eval_shape(step, state, batch)
         assert metrics["loss"].shape == ()
