@@ -16,9 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxlm.data.prepare import prepare
-from jaxlm.experiment import check_devices, load_experiment
+from jaxlm.experiment import check_devices
+from jaxlm.experiment_file import load_experiment
 from jaxlm.layout import make_mesh
-from jaxlm.run.setup import compile_step, set_up
+from jaxlm.run.programs import compile_step
+from jaxlm.run.setup import set_up
 from jaxlm.train.step import init_state
 
 
@@ -39,7 +41,7 @@ def main(file: tyro.conf.Positional[Path], /, rounds: int = 5, seconds: float = 
         setup = set_up(experiment, prepared, mesh)
         state = jax.jit(lambda: init_state(setup.spec, setup.optimizer, experiment.layout, experiment.seed))()
         batches, next_batch = setup.batches("train"), 0
-        placed = setup.place(batches.at(0)[0], experiment.accumulate)
+        placed = setup.inputs(0, *setup.reader("train")(0), stop=False)
         step = compile_step(setup, state, placed)
         speeds: list[tuple[float, float]] = []
         for _ in range(rounds):

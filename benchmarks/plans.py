@@ -15,7 +15,8 @@ import tyro
 from rich.console import Console
 
 from jaxlm.errors import JaxlmError
-from jaxlm.experiment import Experiment, load_experiment
+from jaxlm.experiment import Experiment
+from jaxlm.experiment_file import load_experiment
 from jaxlm.layout import MESH_AXES, MeshConfig
 from jaxlm.plan.compiled import compile_step
 from jaxlm.plan.estimate import estimate

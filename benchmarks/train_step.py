@@ -116,7 +116,7 @@ class Trainer:
             return language_model.loss(params, batch, self.model, arguments.layout, remat=arguments.remat)
 
         rate = schedule(optimization, SCHEDULE_STEPS)
-        step = make_train_step(loss_of, optimizer, rate, GuardConfig())
+        step = make_train_step(loss_of, spec, optimizer, rate, GuardConfig())
         mesh = make_mesh(shape, self.devices)
         self.sharding = jax.NamedSharding(mesh, arguments.layout.spec("batch", None))
         self.host_batches = [self._draw(seed) for seed in range(HOST_BATCHES)]

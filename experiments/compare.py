@@ -38,7 +38,8 @@ from jaxlm.run.initial import begin
 from jaxlm.run.loop import train
 from jaxlm.run.memory import keep_freed_memory
 from jaxlm.run.metrics import read_rows
-from jaxlm.run.setup import compile_step, set_up
+from jaxlm.run.programs import compile_step
+from jaxlm.run.setup import set_up
 
 
 def time_arms(arms: dict[str, Experiment], steps: int) -> list[list[str]]:
@@ -50,7 +51,7 @@ def time_arms(arms: dict[str, Experiment], steps: int) -> list[list[str]]:
         for arm, experiment in arms.items():
             setup = set_up(experiment, prepare(experiment.data), mesh)
             state = begin(experiment, setup.model, setup.spec, setup.optimizer, mesh)
-            inputs = setup.place(setup.batches("train").at(0)[0]), None
+            inputs = setup.place(setup.batches("train").at(0)[0]), None, None
             running[arm] = [compile_step(setup, state, inputs), state, inputs]
         for turn in range(steps + 3):
             for arm, (program, state, inputs) in running.items():

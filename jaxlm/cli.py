@@ -86,7 +86,8 @@ def _parse(name: str, arguments: list[str]) -> Callable[[], None]:
     command = training.show_run if name == "show" and arguments and Path(arguments[0]).is_dir() else COMMANDS[name]
     wanted, module = command.__annotations__, sys.modules[command.__module__]
     if "experiment" in wanted:
-        from jaxlm.experiment import Experiment, apply_overrides, load_experiment
+        from jaxlm.experiment import Experiment
+        from jaxlm.experiment_file import apply_overrides, load_experiment
 
         module.Experiment = Experiment
         arguments, overrides = _take_option(arguments, "--overrides")

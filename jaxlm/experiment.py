@@ -1,23 +1,20 @@
 """An experiment: everything that decides a run's result, in one frozen value, from one Python file."""
 
-import importlib.util
-import json
 import math
-import sys
-import traceback
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from jaxlm.config import Range, config, difference, from_dict, to_dict
+from jaxlm.config import Range, config, difference
 from jaxlm.data.prepare import DataConfig
-from jaxlm.errors import ConfigError, JaxlmError, suggest
+from jaxlm.errors import ConfigError
 from jaxlm.hardware import Chip
 from jaxlm.layout import Layout, MeshConfig, of_slices
 from jaxlm.model import transformer
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.intervention import RouterIntervention
-from jaxlm.param import check_layout, name_axes
+from jaxlm.model.lora import LoraConfig, adapt
+from jaxlm.objective.preference_config import PreferenceConfig
+from jaxlm.param import check_layout, count, name_axes, split
 from jaxlm.train import arrange
 from jaxlm.train.optimizer import OptimizerConfig, schedule
 from jaxlm.train.step import GuardConfig
@@ -78,7 +75,7 @@ class Experiment:
     steps: Annotated[int, Range(1)]
     """Optimizer steps."""
     batch_size: Annotated[int, Range(1)]
-    """Rows a step, over all devices."""
+    """Rows a step, over all devices; of preferences and labels, pairs of rows."""
     model: ModelConfig
     """The network."""
     data: DataConfig = DataConfig()
@@ -97,6 +94,10 @@ class Experiment:
     """Steps to skip."""
     router: RouterIntervention = RouterIntervention()
     """What is done to the routers of a mixture of experts."""
+    preference: PreferenceConfig = PreferenceConfig()
+    """What is learnt from preferences and labels (data.form)."""
+    lora: LoraConfig = LoraConfig()
+    """Low-rank adapters, trained in the place of the weights."""
     init_from: str = ""
     """Run whose newest parameters to begin from: of the same model, or a dense one that the experts are upcycled from."""
     layout: Layout = Layout()
@@ -111,6 +112,29 @@ class Experiment:
     """Text written at the end."""
     log: LogConfig = LogConfig()
     """Records."""
+
+    @property
+    def paired(self) -> bool:
+        """Whether rows come in pairs, to be compared: preferences or labels."""
+        return self.data.form in ("preferences", "labels")
+
+    @property
+    def rows(self) -> int:
+        """Rows of tokens a step."""
+        return self.batch_size * (2 if self.paired else 1)
+
+    @property
+    def trained_share(self) -> float:
+        """The part of all parameters that is trained: with adapters, theirs."""
+        if not self.lora.rank:
+            return 1.0
+        spec = adapt(transformer.spec(self.model), self.lora)
+        return count(split(spec, spec)[0]) / count(spec)
+
+    @property
+    def reference_is_base(self) -> bool:
+        """Whether the reference is the policy without its adapters, and so takes no memory."""
+        return bool(self.lora.rank) and self.preference.reference == "live" and not self.preference.reference_run
 
     def check(self) -> None:
         """Raise ConfigError where parts contradict one another."""
@@ -133,9 +157,29 @@ class Experiment:
         if not self.model.causal:
             raise ConfigError("model.causal = False sees the next token, which is the target: language modelling needs True")
         self.router.check_model(self.model)
+        self._check_post_training()
         if self.model.moe.num_experts:
             self._check_places()
         schedule(self.optimizer, self.steps)
+
+    def _check_post_training(self) -> None:
+        if self.paired and self.preference.form != self.data.form:
+            kinds = "kto" if self.data.form == "labels" else "sigmoid, ipo or another but kto"
+            raise ConfigError(
+                f"preference.loss = {self.preference.loss!r} is for data of form {self.preference.form!r}, and data.form = "
+                f"{self.data.form!r}: set --preference.loss to {kinds}, or --data.form {self.preference.form}"
+            )
+        if self.paired and self.preference.needs_reference and not (self.init_from or self.preference.reference_run):
+            raise ConfigError(
+                f"preference.loss = {self.preference.loss!r} compares with a reference: name the run that holds it with "
+                "--init-from (to begin from it, too) or --preference.reference-run"
+            )
+        if self.paired and self.z_loss:
+            raise ConfigError(f"z_loss = {self.z_loss:g} belongs to next-token prediction, not to preferences: set --z-loss 0")
+        if self.lora.rank:
+            if self.router.freeze:
+                raise ConfigError("router.freeze freezes nothing more with adapters (lora.rank): leave one of them out")
+            adapt(transformer.spec(self.model), self.lora)
 
     def _check_places(self) -> None:
         moe = self.model.moe
@@ -195,10 +239,12 @@ def settle_mesh(experiment: Experiment, num_devices: int, chip: Chip | None = No
 def work_of(experiment: Experiment, chip: Chip | None) -> arrange.Work:
     """Return what a step of the experiment computes on devices of this kind (None: a processor's)."""
     platform = "cpu" if chip is None else "tpu" if chip.is_tpu else "gpu"
+    live = experiment.paired and experiment.preference.needs_reference and experiment.preference.reference == "live"
     return arrange.Work(
         model=experiment.model.for_platform(platform), layout=experiment.layout,
-        rows=experiment.batch_size // experiment.accumulate, length=experiment.data.sequence_length,
+        rows=experiment.rows // experiment.accumulate, length=experiment.data.sequence_length,
         accumulate=experiment.accumulate, optimizer=experiment.optimizer.kind, remat=experiment.remat,
+        trained=experiment.trained_share, reference=live and not experiment.reference_is_base,
     )  # fmt: skip
 
 
@@ -213,87 +259,14 @@ def check_shape(experiment: Experiment, shape: Mapping[str, int]) -> None:
             f"data.sequence_length = {length} cannot be split evenly over mesh.context = {parts}: set --mesh.context to a "
             f"divisor such as {', '.join(map(str, fits))}, or --data.sequence-length {max(1, round(length / parts)) * parts}"
         )
-    unit = ways * experiment.model.moe.rows_per_group
-    rows = experiment.batch_size // experiment.accumulate
+    each = experiment.rows // experiment.batch_size
+    unit = ways * math.lcm(experiment.model.moe.rows_per_group, each)
+    rows = experiment.rows // experiment.accumulate
     if rows % unit:
         over = name_axes(experiment.layout.spec("batch")[0], shape) or "mesh.data"
-        groups = f" in groups of {experiment.model.moe.rows_per_group}" if unit > ways else ""
+        groups = f" in groups of {experiment.model.moe.rows_per_group}" if experiment.model.moe.rows_per_group > 1 else ""
+        fits = max(unit, round(rows / unit) * unit) * experiment.accumulate // each
         raise ConfigError(
-            f"batch_size / accumulate = {rows} rows{groups} do not divide over {over} = {ways}: "
-            f"set --batch-size {max(unit, round(rows / unit) * unit) * experiment.accumulate}"
+            f"{'2 x ' if each > 1 else ''}batch_size / accumulate = {rows} rows{groups} do not divide over {over} = {ways}: "
+            f"set --batch-size {fits}"
         )
-
-
-def apply_overrides(experiment: Experiment, path: Path) -> Experiment:
-    """Return the experiment with the fields that a JSON file names changed, nested as in a run's config.json.
-
-    Raises ConfigError, with the file, for one that cannot be read, for fields that do not exist and values that do not suit.
-    """
-    try:
-        changes = json.loads(path.read_text())
-        return from_dict(Experiment, _merge(to_dict(experiment), changes))
-    except (OSError, ValueError) as fault:
-        raise ConfigError(f"--overrides {path} cannot be read as JSON: {fault}") from fault
-    except ConfigError as fault:
-        raise ConfigError(f"--overrides {path}: {fault}") from fault
-
-
-def _merge(fields: Any, changes: Any) -> Any:
-    if not (isinstance(fields, dict) and isinstance(changes, dict)):
-        return changes
-    return fields | {name: _merge(fields.get(name), change) for name, change in changes.items()}
-
-
-def load_experiment(path: Path) -> Experiment:
-    """Run an experiment file and return what its `experiment()` returns; every fault is a ConfigError with its place.
-
-    `FILE.py:NAME` calls another function of the file, for example a variant of the same experiment for a pod. A `.json` file
-    is a resolved configuration, as a run directory holds it; nothing is run.
-    """
-    if path.suffix == ".json" and path.is_file():
-        return _load_resolved(path)
-    name = "experiment"
-    if not path.is_file() and ".py:" in path.name:
-        file, name = path.name.rsplit(":", 1)
-        path = path.with_name(file)
-    if not path.is_file():
-        near = [p for p in path.parent.iterdir() if p.suffix in (".py", ".json")] if path.parent.is_dir() else []
-        raise ConfigError(f"no experiment file {path}.{suggest(path.name, [p.name for p in near])}")
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
-    if module_spec is None:
-        raise ConfigError(
-            f"{path} is no experiment: give a .py file that defines experiment(), or a resolved .json configuration"
-        )
-    module = importlib.util.module_from_spec(module_spec)
-    sys.path.insert(0, str(path.parent.absolute()))  # experiments build on their neighbours
-    try:
-        module_spec.loader.exec_module(module)
-        if not callable(getattr(module, name, None)):
-            near = suggest(name, [n for n, value in vars(module).items() if callable(value)])
-            raise ConfigError(f"{path} defines no function {name}() that returns an Experiment.{near}")
-        found = getattr(module, name)()
-    except JaxlmError as fault:
-        raise type(fault)(f"{fault}{_line(fault, path)}") from fault
-    except Exception as fault:
-        raise ConfigError(f"{path} cannot be run: {type(fault).__name__}: {fault}{_line(fault, path)}") from fault
-    finally:
-        sys.path.pop(0)
-    if not isinstance(found, Experiment):
-        raise ConfigError(f"{name}() in {path} returned a {type(found).__name__}, not an Experiment")
-    return found
-
-
-def _load_resolved(path: Path) -> Experiment:
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as fault:
-        raise ConfigError(f"{path} cannot be read as JSON: {fault}") from fault
-    try:
-        return from_dict(Experiment, values)
-    except ConfigError as fault:
-        raise ConfigError(f"{path} is not a configuration of this version of jaxlm: {fault}") from fault
-
-
-def _line(fault: BaseException, path: Path) -> str:
-    lines = [f.lineno for f in traceback.extract_tb(fault.__traceback__) if Path(f.filename).name == path.name]
-    return f" ({path}, line {lines[-1]})" if lines else ""

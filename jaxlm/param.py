@@ -70,9 +70,16 @@ def initialize(spec: Any, key: Array, layout: Layout) -> Any:
     return jax.tree_util.tree_map_with_path(draw, spec, is_leaf=lambda x: isinstance(x, Param))
 
 
-def fixed(params: Any, spec: Any) -> Any:
-    """Return the parameters with no gradient through what is only state."""
-    return tree_map(lambda p, x: jax.lax.stop_gradient(x) if p.kind == "state" else x, spec, params)
+def split(tree: Any, spec: Any) -> tuple[Any, Any]:
+    """Return the part of a tree that is trained, and the part that is only state; each has None for what the other holds."""
+    trained = tree_map(lambda p, x: None if p.kind == "state" else x, spec, tree)
+    kept = tree_map(lambda p, x: x if p.kind == "state" else None, spec, tree)
+    return trained, kept
+
+
+def join(trained: Any, kept: Any) -> Any:
+    """Return the tree that `split` took apart."""
+    return jax.tree.map(lambda x, y: y if x is None else x, trained, kept, is_leaf=lambda x: x is None)
 
 
 def abstract(spec: Any, layout: Layout, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> Any:

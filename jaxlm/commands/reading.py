@@ -28,19 +28,26 @@ def evaluate(
     run: RunFolder,
     step: Step = None,
     source: Annotated[
-        tuple[str, ...], arg(help="Text to evaluate on, for example text:book.txt; the run's own by default.")
+        tuple[str, ...], arg(help="What to evaluate on, for example text:book.txt; the run's own data by default.")
     ] = (),
     split: Annotated[Literal["train", "validation"], arg(help="Of the run's own data.")] = "validation",
     batches: Annotated[int, arg(help="How many batches; 0: all.")] = 0,
-    batch_size: Annotated[int, arg(help="Rows a batch; 0: the run's.")] = 0,
+    batch_size: Annotated[int, arg(help="Rows (or pairs of rows) a batch; 0: the run's.")] = 0,
+    form: Annotated[
+        Literal["text", "conversations", "preferences", "labels"] | None,
+        arg(help="What the source holds; None: text for text: and stdlib, else what the run was trained on."),
+    ] = None,
+    reference: Annotated[
+        Path | None, arg(metavar="RUN", help="What preferences are measured against; None: the run's own reference.")
+    ] = None,
     *,
     router: RouterIntervention,
 ) -> None:
-    """Print a checkpoint's loss, perplexity and bits per byte on any text, as one JSON object."""
+    """Print a checkpoint's loss on any text, conversations or preferences, as one JSON object."""
     start_jax(1)
     from jaxlm.run.evaluate import evaluate_run
 
-    evaluate_run(run, step, source, split, batches, batch_size, router)
+    evaluate_run(run, step, source, split, batches, batch_size, router, form, reference)
 
 
 def score(

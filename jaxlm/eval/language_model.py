@@ -31,16 +31,22 @@ def target_bytes(targets: np.ndarray, weights: np.ndarray, token_bytes: np.ndarr
     return int(np.sum(token_bytes[targets] * (weights > 0)))
 
 
-def evaluate(sums_of: Callable[[Any, Any], Sums], params: Any, batches: Iterable[tuple[Any, int]]) -> dict[str, Any]:
-    """Return `summarize` over all batches, and what routers did; each is placed on the mesh and has its targets' bytes."""
-    totals, num_bytes, router = np.zeros(3), 0, None
+def evaluate(sums_of: Callable[[Any, Any], Any], params: Any, batches: Iterable[tuple[Any, int]]) -> dict[str, Any]:
+    """Return an objective's means over all batches, and what routers did; each is placed and has its targets' bytes.
+
+    Next-token prediction's are those of `summarize`.
+    """
+    total, num_bytes = None, 0
     for batch, bytes_here in batches:
-        sums = jax.device_get(sums_of(params, batch))
-        totals += [float(sums.cross_entropy), float(sums.correct), float(sums.tokens)]
+        sums = jax.tree.map(np.float64, jax.device_get(sums_of(params, batch)))
+        total = sums if total is None else jax.tree.map(np.add, total, sums)
         num_bytes += bytes_here
-        if sums.router is not None:
-            router = sums.router if router is None else jax.tree.map(np.add, router, sums.router)
-    return summarize(*totals, num_bytes) | ({} if router is None else _describe_router(router))
+    if isinstance(total, Sums):
+        means = summarize(float(total.cross_entropy), float(total.correct), float(total.tokens), num_bytes)
+    else:
+        with jax.transfer_guard("allow"):  # a handful of numbers, once an evaluation
+            means = {name: float(value) for name, value in total.metrics().items()}
+    return means | ({} if total.router is None else _describe_router(total.router))
 
 
 def _describe_router(sums: Any) -> dict[str, Any]:

@@ -31,6 +31,25 @@ class Sums(NamedTuple):
     router: Statistics | None = None
     decisions: Decisions | None = None
 
+    @property
+    def weight(self) -> Array:
+        """The predicted tokens: the loss is a mean over them."""
+        return self.tokens
+
+    @property
+    def total(self) -> Array:
+        """The summed cross-entropy."""
+        return self.cross_entropy
+
+    def metrics(self) -> dict[str, Array]:
+        """Return loss (nats a token), z (mean squared log-normaliser), accuracy and tokens."""
+        return {
+            "loss": self.cross_entropy / self.tokens,
+            "z": self.z / self.tokens,
+            "accuracy": self.correct / self.tokens,
+            "tokens": self.tokens,
+        }
+
 
 def loss(
     params: transformer.Transformer,

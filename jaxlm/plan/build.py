@@ -24,18 +24,21 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxlm import param
 from jaxlm.config import from_dict
 from jaxlm.data.packing import Batch
+from jaxlm.data.pairs import PairBatch
 from jaxlm.errors import JaxlmError
 from jaxlm.experiment import Experiment, check_devices
 from jaxlm.layout import make_mesh
 from jaxlm.model import transformer
-from jaxlm.model.intervention import freeze_routers
+from jaxlm.model.config import ModelConfig
 from jaxlm.plan.memory import out_of_memory, peak_buffers
 from jaxlm.plan.topology import Topology, parse_topology
 from jaxlm.plan.wires import place
 from jaxlm.run.directory import write_atomically
-from jaxlm.run.setup import make_step
+from jaxlm.run.programs import make_step
+from jaxlm.run.setup import spec_of
 from jaxlm.train.optimizer import make_optimizer
 from jaxlm.train.step import abstract_state
 
@@ -58,15 +61,24 @@ def devices_of(topology: Topology) -> list[Any]:
     return topology_of(topology).devices
 
 
-def abstract_inputs(experiment: Experiment, mesh: AnyMesh) -> tuple[Batch, None]:
-    """Return a step's inputs as shapes with shardings: int32 and float32 rows, [accumulate, B / accumulate, L] or [B, L]."""
-    shape: tuple[int, ...] = (experiment.batch_size, experiment.data.sequence_length)
-    spec = experiment.layout.spec("batch", "length")
-    if experiment.accumulate > 1:
-        shape = (experiment.accumulate, shape[0] // experiment.accumulate, shape[1])
-        spec = jax.P(None, *spec)
-    sharding = jax.sharding.NamedSharding(mesh, spec)
-    return Batch(*(jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for dtype in "iifii")), None
+def abstract_inputs(experiment: Experiment, model: ModelConfig, mesh: AnyMesh) -> tuple[Batch | PairBatch, None, Any]:
+    """Return a step's inputs as shapes with shardings: rows [B, L] or [accumulate, B / accumulate, L], a live reference."""
+    layout, accumulate = experiment.layout, experiment.accumulate
+
+    def array(dtype: str, *after: tuple[str, int]) -> jax.ShapeDtypeStruct:
+        spec = layout.spec("batch", *(axis for axis, _ in after))
+        shape = (experiment.rows, *(size for _, size in after))
+        if accumulate > 1:
+            spec, shape = jax.P(None, *spec), (accumulate, shape[0] // accumulate, *shape[1:])
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
+
+    tokens = [array(dtype, ("length", experiment.data.sequence_length)) for dtype in ("i4", "i4", "f4", "i4", "i4")]
+    if not experiment.paired:
+        return Batch(*tokens), None, None
+    live = experiment.preference.reference == "live" and experiment.preference.needs_reference
+    beside = live and not experiment.reference_is_base
+    reference = param.abstract(transformer.spec(model), layout, mesh) if beside else None
+    return PairBatch(*tokens, labels=array("f4"), reference=array("f4")), None, reference
 
 
 def trace_step(
@@ -77,11 +89,10 @@ def trace_step(
     if platform == "cuda" and model.attention_kernel in ("auto", "cudnn"):
         model = dataclasses.replace(model, attention_kernel="blocked")  # cuDNN's is built by the driver of a device
     model = model.for_platform(platform)
-    spec = transformer.spec(model)
-    spec = freeze_routers(spec) if experiment.router.freeze else spec
+    spec = spec_of(experiment, model)
     optimizer = make_optimizer(experiment.optimizer, experiment.steps, spec)
     state = abstract_state(spec, optimizer, experiment.layout, mesh)
-    return make_step(experiment, model, spec, optimizer), state, abstract_inputs(experiment, mesh)
+    return make_step(experiment, model, spec, optimizer), state, abstract_inputs(experiment, model, mesh)
 
 
 def bytes_of(tree: Any) -> int:

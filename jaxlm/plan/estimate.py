@@ -83,8 +83,8 @@ def estimate(experiment: Experiment, compiled: Compiled, topology: Topology) -> 
     """Return the modelled step of a program that fits."""
     costs, chip = compiled.costs, topology.chip
     model = experiment.model.for_platform("tpu" if chip.is_tpu else "cuda")
-    tokens = experiment.batch_size * experiment.data.sequence_length
-    per_token = flops.train_flops_per_token(model, experiment.data.sequence_length)
+    tokens = experiment.rows * experiment.data.sequence_length
+    per_token = flops.train_flops_per_token(model, experiment.data.sequence_length, experiment.trained_share)
     kernel_flops = sum((work.flops or 0.0) * work.times for work in costs.kernels)
     return Estimate(
         cycles_seconds=costs.cycles / chip.clock if chip.clock else 0.0,

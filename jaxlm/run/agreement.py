@@ -55,6 +55,11 @@ def told(name: str, value: Any, timeout: float = 600.0) -> Any:
     return value if processes.count() == 1 else _meet(name, None, value, timeout)[0]
 
 
+def gathered(name: str, value: Any, timeout: float = 600.0) -> list[Any]:
+    """Return every process's `value` (JSON), in the order of their numbers."""
+    return [value] if processes.count() == 1 else _meet(name, None, value, timeout)
+
+
 def same(name: str, value: str, advice: str, timeout: float = 600.0) -> None:
     """Raise ConfigError on all processes where `value` is not the same on all."""
     if processes.count() > 1:

@@ -74,12 +74,16 @@ class TrainingDisplay:
 
 
 def describe(row: dict[str, Any]) -> str:
-    """Return a row's loss, bits per byte and speed in one short text."""
+    """Return a row's loss, bits per byte (of preferences: margin, accuracy) and speed in one short text."""
 
     def number(name: str, form: str) -> str:
         return form.format(row[name]) if row.get(name) is not None else "-"
 
-    parts = [f"loss {number('loss', '{:.3f}')}", f"{number('bits_per_byte', '{:.3f}')} bits/byte"]
+    parts = [f"loss {number('loss', '{:.3f}')}"]
+    if "rewards/margins" in row:
+        parts.append(f"margin {number('rewards/margins', '{:.3f}')}  accuracy {number('rewards/accuracies', '{:.3f}')}")
+    else:
+        parts.append(f"{number('bits_per_byte', '{:.3f}')} bits/byte")
     if row.get("tokens_per_second"):
         parts.append(f"{number('tokens_per_second', '{:,.0f}')} tokens/s")
     if row.get("mfu"):

@@ -1,26 +1,31 @@
-"""`jaxlm eval`: a checkpoint's loss on any text."""
+"""`jaxlm eval`: a checkpoint's loss on any text, conversations or preferences."""
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 from rich.progress import track
 
+from jaxlm.data.forms import Form
 from jaxlm.data.mixture import Batches
-from jaxlm.data.packing import Batch
-from jaxlm.data.prepare import prepare
+from jaxlm.data.prepare import DataConfig, prepare
 from jaxlm.data.tokenizer import TokenizerConfig, load_tokenizer
-from jaxlm.errors import DataError
+from jaxlm.errors import CheckpointError, ConfigError, DataError
 from jaxlm.eval.language_model import evaluate, target_bytes
 from jaxlm.experiment import Experiment
 from jaxlm.model.intervention import RouterIntervention, make_edit
-from jaxlm.objective import language_model
+from jaxlm.objective import language_model, preference
+from jaxlm.objective.preference_config import PreferenceConfig
 from jaxlm.run import decisions, display
-from jaxlm.run.directory import TOKENIZER, imported_from
-from jaxlm.run.open import OpenRun, opened
+from jaxlm.run.data import say_faults
+from jaxlm.run.directory import CHECKPOINTS, TOKENIZER, imported_from
+from jaxlm.run.initial import chosen_anew
+from jaxlm.run.open import OpenRun, described, opened, read_params
+from jaxlm.train import checkpoint
+from jaxlm.train.step import Sums
 
 
 def evaluate_run(
@@ -31,36 +36,36 @@ def evaluate_run(
     batches: int,
     batch_size: int,
     router: RouterIntervention = RouterIntervention(),
+    form: Form | None = None,
+    reference: Path | None = None,
 ) -> None:
-    """Print loss, perplexity, bits per byte and accuracy as one JSON object, over the run's own text or over `sources`.
+    """Print a checkpoint's loss and its kin as one JSON object, over the run's own data or over `sources`.
 
-    Of a mixture of experts also what its routers did, under the intervention asked for.
+    Of text and conversations they are loss, perplexity, bits per byte and accuracy; of preferences and labels the loss of the
+    run's `preference`, rewards and log-probabilities, and the divergence from the `reference` (None: the run's own). Of a
+    mixture of experts also what its routers did, under the intervention asked for.
     """
     out = display.console()
     if imported_from(folder) and not sources:
         raise DataError(f"{folder} was imported and has no text of its own: say what to read, --source text:book.txt say")
     with opened(folder, step) as run:
-        data, tokenizer = run.experiment.data, run.needs_tokenizer()
-        if sources or data.tokenizer.path:
-            data = dataclasses.replace(data, tokenizer=own_tokenizer(run.experiment, folder))
-        if sources:
-            data = dataclasses.replace(data, sources=sources, weights=(), validation_sources=(), validation_fraction=0.0)
-            split = "train"
+        data = _data_of(run, sources, form)
+        split = "train" if sources else split
         with display.preparation(out) as progress:
             prepared = prepare(data, report=progress)
+        say_faults(prepared, out)
+        tokenizer = run.needs_tokenizer()
         if prepared.tokenizer.digest != tokenizer.digest:
             raise DataError(
                 f"the data of {folder} is tokenised differently now: its sources have changed. Say what to read with --source"
             )
-        rows = batch_size or run.experiment.batch_size
-        read = Batches(prepared, split, rows, 0, shuffle=False)
+        read = Batches(prepared, split, batch_size or run.experiment.batch_size, 0, shuffle=False)
         count = min(batches or read.num_batches, read.num_batches)
-        place = jax.NamedSharding(run.mesh, run.experiment.layout.spec("batch", "length"))
         router.check_model(run.model)
-        sums_of = _evaluator(run, router)
+        sums_of = _evaluator(run, router, data.form, reference, out)
         token_bytes = tokenizer.token_bytes()
 
-        def placed():
+        def placed() -> Iterator[tuple[Any, int]]:
             for index in track(range(count), "evaluating", console=out, transient=True, disable=not out.is_terminal):
                 batch, digest = read.at(index)
                 greatest = max(batch.tokens.max(), batch.targets.max())
@@ -69,8 +74,7 @@ def evaluate_run(
                         f"the text has token {greatest}, and the model knows 0 to {run.model.vocab_size - 1}: its tokenizer "
                         "has tokens that the model was not made for; leave out the text that spells them"
                     )
-                placed = index, digest, jax.device_put(batch, place)
-                yield placed, target_bytes(batch.targets, batch.weights, token_bytes)
+                yield (index, digest, jax.device_put(batch)), target_bytes(batch.targets, batch.weights, token_bytes)
 
         values = evaluate(sums_of, run.params, placed())
     where = {
@@ -82,27 +86,71 @@ def evaluate_run(
     print(json.dumps(where | values))
 
 
-def _evaluator(run: OpenRun, router: RouterIntervention) -> Callable[[Any, Any], language_model.Sums]:
+def _data_of(run: OpenRun, sources: tuple[str, ...], form: Form | None) -> DataConfig:
+    """Return what to read: the run's own data, or other sources as its tokenizer and settings have it."""
+    data = run.experiment.data
+    if sources or data.tokenizer.path:
+        data = dataclasses.replace(data, tokenizer=own_tokenizer(run.experiment, run.folder))
+    if not sources:
+        if form not in (None, data.form):
+            raise ConfigError(f"{run.folder} has data of form {data.form!r}: name {form} to evaluate on with --source")
+        return data
+    text = all(source.partition(":")[0] in ("stdlib", "text") for source in sources)
+    form = form or ("text" if text else data.form)
+    return dataclasses.replace(data, sources=sources, weights=(), validation_sources=(), validation_fraction=0.0, form=form)
+
+
+def _evaluator(
+    run: OpenRun, router: RouterIntervention, form: Form, reference: Path | None, out: Any
+) -> Callable[[Any, Any], Sums]:
     """Return sums_of(params, (number, hash, batch)), which also records or replays routing decisions where asked."""
+    layout, options = run.experiment.layout, run.experiment.preference
+    paired, beside = form in ("preferences", "labels"), None
+    if paired:
+        if options.form != form:
+            options = PreferenceConfig(loss="kto" if form == "labels" else "sigmoid", beta=options.beta)
+        beside = _reference_params(run, reference, out) if options.needs_reference else None
 
     @jax.jit
-    def program(params: Any, batch: Batch, replayed: Any) -> language_model.Sums:
-        edit = make_edit(router, run.model, batch.tokens, replayed=replayed)
-        layout, record = run.experiment.layout, bool(router.record)
+    def program(params: Any, batch: Any, replayed: Any, beside: Any) -> Sums:
+        edit, record = make_edit(router, run.model, batch.tokens, replayed=replayed), bool(router.record)
+        if paired:
+            return preference.loss(
+                params, batch, run.model, layout, options, reference_params=beside, edit=edit, record=record
+            )[1]
         return language_model.loss(params, batch, run.model, layout, edit=edit, record=record)[1]
 
-    def sums_of(params: Any, numbered: tuple[int, str, Batch]) -> language_model.Sums:
+    def sums_of(params: Any, numbered: tuple[int, str, Any]) -> Sums:
         index, digest, batch = numbered
         replayed = None
         if router.replay:
             shape = decisions.shape_of(run.model, *batch.tokens.shape)
             replayed = decisions.read_experts(Path(router.replay), index, digest, shape)
-        sums = program(params, batch, replayed)
+        sums = program(params, batch, replayed, beside)
         if router.record:
             decisions.write_decisions(Path(router.record), index, jax.device_get(sums.decisions), digest)
         return sums._replace(decisions=None)
 
     return sums_of
+
+
+def _reference_params(run: OpenRun, reference: Path | None, out: Any) -> Any:
+    """Return the parameters of what preferences are measured against; None, with a word, where the run has nothing such."""
+    experiment = run.experiment
+    folder = reference or Path(experiment.preference.reference_run or (experiment.init_from if experiment.paired else ""))
+    if folder == Path():
+        out.print("no reference (--reference): rewards are beta times the log-probability itself", soft_wrap=True)
+        return None
+    saves = folder / CHECKPOINTS
+    steps = checkpoint.saved_steps(saves)
+    if not steps:
+        raise CheckpointError(f"the reference {folder} has no checkpoint: name the run with --reference")
+    described_as = checkpoint.description(run.folder / CHECKPOINTS, run.step).get("reference") or {}
+    step = described_as["step"] if described_as.get("run") == str(folder) and described_as["step"] in steps else steps[-1]
+    _, model = described(saves, step, run.mesh)
+    if chosen_anew(model, run.model) != run.model:
+        raise ConfigError(f"the reference {folder} is of another model than {run.folder}: both must have the same shapes")
+    return read_params(saves, step, run.model, experiment.layout, run.mesh)
 
 
 def own_tokenizer(experiment: Experiment, folder: Path) -> TokenizerConfig:

@@ -20,8 +20,10 @@ from jaxlm.run import decisions, directory, display, goodput, processes, report
 from jaxlm.run.agreement import agreed, announced, same
 from jaxlm.run.metrics import MetricsLog, read_rows
 from jaxlm.run.preflight import check_inputs, check_processes, check_shared, check_trainable, laid_out, prepared_data
+from jaxlm.run.programs import compile_step, make_validate
+from jaxlm.run.reference import with_reference
 from jaxlm.run.rows import summarize_rows
-from jaxlm.run.setup import Setup, compile_step, describe_checkpoint, make_validate, restore_or_begin, set_up
+from jaxlm.run.setup import Setup, describe_checkpoint, restore_or_begin, set_up
 from jaxlm.train.checkpoint import CheckpointWriter
 from jaxlm.train.step import TrainState
 
@@ -69,6 +71,8 @@ def train(
 def _run(setup: Setup, folder: Path, out: Any, clock: goodput.Clock, start: int) -> list[dict[str, Any]]:
     """Restore or begin, take the steps, and leave curves, samples and a summary behind."""
     experiment, saves, leading = setup.experiment, folder / directory.CHECKPOINTS, jax.process_index() == 0
+    with clock.during("preparing"):  # before there is a state: a reference that is only asked once is gone by then
+        setup = with_reference(setup, saves, out)
     with clock.during("restoring"), agreed("state"):
         state = restore_or_begin(setup, saves, out.print)
     first = int(state.step)
@@ -203,14 +207,11 @@ def _due(step: int, every: int) -> bool:
 
 def _row(setup: Setup, values: dict[str, float], facts: dict[str, Any], seconds: float) -> dict[str, Any]:
     """Return what metrics.jsonl says of a training step."""
-    tokens = values["tokens"]
-    summary = summarize(values["loss"] * tokens, values["accuracy"] * tokens, tokens, facts["bytes"])
-    speed = tokens / seconds
-    row = values | {
-        "bits_per_byte": summary["bits_per_byte"],
-        "perplexity": summary["perplexity"],
-        "batch_hash": facts["batch_hash"],
-    }
+    tokens, speed = values["tokens"], facts["real_tokens"] / seconds
+    row = values | {"real_tokens": facts["real_tokens"], "batch_hash": facts["batch_hash"]}
+    if not setup.experiment.paired:
+        summary = summarize(values["loss"] * tokens, values["accuracy"] * tokens, tokens, facts["bytes"])
+        row |= {"bits_per_byte": summary["bits_per_byte"], "perplexity": summary["perplexity"]}
     row |= {"tokens_per_second": speed, "step_seconds": seconds, "data_wait_seconds": facts["data_wait_seconds"]}
     utilisation = setup.utilisation(speed)
     return row | ({"mfu": utilisation} if utilisation is not None else {})

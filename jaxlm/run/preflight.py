@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from jaxlm.data.chat import read_template
 from jaxlm.data.prepare import DataConfig, Prepared, prepare
 from jaxlm.data.sources import parse_source
 from jaxlm.data.tokenizer import train_tokenizer
@@ -17,6 +18,7 @@ from jaxlm.layout import make_mesh, slices_of
 from jaxlm.model.config import ModelConfig
 from jaxlm.run import directory, display, processes
 from jaxlm.run.agreement import agreed, same, told
+from jaxlm.run.data import say_faults
 
 DAY = 86400.0
 
@@ -36,6 +38,7 @@ def prepared_data(data: DataConfig, out: Any) -> Prepared:
         if leading:
             with display.preparation(out) as progress:
                 prepared = prepare(data, report=progress)
+            say_faults(prepared, out)
     with agreed("data found", timeout=DAY):
         prepared = prepared or prepare(data)
     same("prepared data", prepared.key, "their sources are not the same files")
@@ -82,6 +85,7 @@ def check_trainable(model: ModelConfig) -> None:
 def check_inputs(data: DataConfig) -> None:
     """Raise ConfigError or DataError for a source or tokenizer file that is missing or not what it should be."""
     for spelling in (*data.sources, *data.validation_sources):
-        parse_source(spelling)
+        parse_source(spelling, rows=data.form != "text")
+    read_template(data.examples.template)
     if data.tokenizer.path:
         train_tokenizer(data.tokenizer, ())

@@ -25,7 +25,7 @@ def write_samples(setup: Setup, params: Any) -> list[tuple[str, str]]:
     prompts = sample.prompts or ("",)
     layout = dataclasses.replace(setup.experiment.layout, batch=None)  # a handful of prompts need not divide over the mesh
     texts = generate_text(
-        params,
+        setup.plain(params),
         setup.model,
         layout,
         setup.prepared.tokenizer,
@@ -46,41 +46,39 @@ def write_all(setup: Setup, rows: Sequence[dict[str, Any]], samples: Sequence[tu
     write_summary(setup, rows, samples, folder, out)
 
 
+# (metrics, title, logarithmic): of the first metric of a panel validation is drawn, too.
+Panels = tuple[tuple[tuple[str, ...], str, bool], ...]
+LANGUAGE: Panels = (
+    (("bits_per_byte",), "bits per byte", False),
+    (("gradient_norm",), "gradient norm", True),
+    (("learning_rate",), "learning rate", False),
+    (("tokens_per_second",), "tokens per second", False),
+)
+PREFERENCE: Panels = (
+    (("loss",), "loss", False),
+    (("rewards/accuracies",), "accuracy", False),
+    (("rewards/margins", "rewards/chosen", "rewards/rejected"), "rewards", False),
+    (("logps/chosen", "logps/rejected"), "log-probability of a response, nats", False),
+    (("gradient_norm",), "gradient norm", True),
+    (("entropy",), "entropy of a response token, nats", False),
+)
+
+
 def draw_curves(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Draw bits per byte, gradient norm, learning rate and tokens per second against the step."""
+    """Draw a run's metrics against the step; of preferences loss, accuracy, rewards, log-probabilities, gradient, entropy."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    train = [r for r in rows if r["split"] == "train"]
-    held_out = [r for r in rows if r["split"] == "validation" and r.get("bits_per_byte") is not None]
-    figure, axes = plt.subplots(2, 2, figsize=(10, 6.5), layout="constrained")
-    panels = (
-        ("bits_per_byte", "bits per byte", False),
-        ("gradient_norm", "gradient norm", True),
-        ("learning_rate", "learning rate", False),
-        ("tokens_per_second", "tokens per second", False),
-    )
-    for ax, (name, label, logarithmic) in zip(axes.flat, panels, strict=True):
-        points = [(r["step"] + 1, r[name]) for r in train if r.get(name) is not None]
-        if points:
-            steps, values = zip(*points, strict=True)
-            ax.plot(steps, values, linewidth=0.6, alpha=0.35, color="tab:blue")
-            ax.plot(steps, _smoothed(values), linewidth=1.6, color="tab:blue", label="training")
-        if name == "bits_per_byte" and held_out:
-            ax.plot(
-                [r["step"] for r in held_out], [r[name] for r in held_out], "o-", ms=4, color="tab:orange", label="validation"
-            )
-            ax.annotate(
-                f"{held_out[-1][name]:.3f}",
-                (held_out[-1]["step"], held_out[-1][name]),
-                (-8, 10),
-                textcoords="offset points",
-                ha="right",
-            )
-            ax.legend()
-        if logarithmic and points and min(values) > 0:
+    panels = PREFERENCE if any("rewards/margins" in r for r in rows) else LANGUAGE
+    figure, axes = plt.subplots(len(panels) // 2, 2, figsize=(10, 3.25 * (len(panels) // 2)), layout="constrained")
+    for ax, (names, label, logarithmic) in zip(axes.flat, panels, strict=True):
+        for number, name in enumerate(names):
+            _draw_metric(ax, rows, name, f"C{0 if not number else number + 1}", validation=not number)
+        if len(names) > 1 or ax.get_legend_handles_labels()[1].count("validation"):
+            ax.legend(fontsize=8)
+        if logarithmic and min((y for line in ax.get_lines() for y in line.get_ydata()), default=0) > 0:
             ax.set_yscale("log")
         ax.set_xlabel("step")
         ax.set_title(label, fontsize=10)
@@ -92,10 +90,40 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     temporary.rename(path)
 
 
+def _draw_metric(ax: Any, rows: Sequence[dict[str, Any]], name: str, color: str, *, validation: bool) -> None:
+    points = [(r["step"] + 1, r[name]) for r in rows if r["split"] == "train" and r.get(name) is not None]
+    held_out = [(r["step"], r[name]) for r in rows if r["split"] == "validation" and r.get(name) is not None]
+    if points:
+        steps, values = zip(*points, strict=True)
+        ax.plot(steps, values, linewidth=0.6, alpha=0.35, color=color)
+        ax.plot(steps, _smoothed(values), linewidth=1.6, color=color, label=name.partition("/")[2] or "training")
+    if validation and held_out:
+        ax.plot(*zip(*held_out, strict=True), "o-", ms=4, color="C1", label="validation")
+        ax.annotate(f"{held_out[-1][1]:.3f}", held_out[-1], (-8, 10), textcoords="offset points", ha="right")
+
+
 def _smoothed(values: Sequence[float]) -> list[float]:
     """Return running medians over about a fiftieth of the run: a spike stays visible only in the thin line."""
     half = max(1, len(values) // 100)
     return [statistics.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
+
+
+def _held_out_facts(first: dict[str, Any], last: dict[str, Any]) -> dict[str, str]:
+    """Return what a summary says of the last validation, beside the first."""
+    since = f"after step {first['step']}"
+    if "rewards/margins" in last:
+        return {
+            "validation loss": f"{last['loss']:.4f} a pair (from {first['loss']:.4f} {since})",
+            "validation accuracy": f"{last['rewards/accuracies']:.3f} (from {first['rewards/accuracies']:.3f})",
+            "validation margin": f"{last['rewards/margins']:.4f} (chosen {last['rewards/chosen']:.4f}, rejected "
+            f"{last['rewards/rejected']:.4f})",
+            "log-probability of a response": f"chosen {last['logps/chosen']:.2f} (from {first['logps/chosen']:.2f}), rejected "
+            f"{last['logps/rejected']:.2f} (from {first['logps/rejected']:.2f})",
+        }
+    return {
+        "validation loss": f"{last['loss']:.4f} nats a token (perplexity {last['perplexity']:.2f})",
+        "validation bits per byte": f"{last['bits_per_byte']:.4f} (from {first['bits_per_byte']:.4f} {since})",
+    }
 
 
 def write_summary(
@@ -107,15 +135,11 @@ def write_summary(
     held_out = [r for r in rows if r["split"] == "validation"]
     facts = {"parameters": f"{param.count(setup.spec):,}", "steps": f"{experiment.steps:,}"}
     if train:
-        facts["training tokens"] = f"{sum(r['tokens'] for r in train) * experiment.log.every:,.0f}"
+        facts["training tokens"] = f"{sum(r.get('real_tokens', r['tokens']) for r in train) * experiment.log.every:,.0f}"
         facts["tokens per second"] = f"{statistics.median(r['tokens_per_second'] for r in train):,.0f} (median)"
         facts["skipped steps"] = f"{train[-1]['skipped_total']:.0f}"
     if held_out:
-        last = held_out[-1]
-        facts["validation loss"] = f"{last['loss']:.4f} nats a token (perplexity {last['perplexity']:.2f})"
-        facts["validation bits per byte"] = (
-            f"{last['bits_per_byte']:.4f} (from {held_out[0]['bits_per_byte']:.4f} after step {held_out[0]['step']})"
-        )
+        facts |= _held_out_facts(held_out[0], held_out[-1])
     lines = [f"# {experiment.name}", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]
     lines += ["", "![curves](curves.png)", "", "## Samples", ""]
     for prompt, text in samples:

@@ -10,48 +10,53 @@ from jax import Array
 
 from jaxlm.data.mixture import combine_hashes, hash_rows
 from jaxlm.data.packing import Batch
+from jaxlm.data.pairs import PairBatch
 
 
 @functools.lru_cache(maxsize=8)
-def local_rows(sharding: jax.sharding.NamedSharding, shape: tuple[int, ...]) -> np.ndarray:
+def local_rows(sharding: jax.sharding.NamedSharding, shape: tuple[int, ...], row_dims: int) -> np.ndarray:
     """Return the numbers, in rising order, of the rows that this process's devices hold a piece of.
 
-    `shape` is that of a batch's arrays on the mesh, [B, L] or [accumulate, B / accumulate, L]; rows are numbered in its order.
+    The first `row_dims` dimensions of `shape`, that of an array on the mesh, count rows: [B, ...] or, for accumulation,
+    [accumulate, B / accumulate, ...]; they are numbered in this order.
     """
-    numbers = _numbered(shape)
+    numbers = _numbered(shape[:row_dims])
     places = sharding.addressable_devices_indices_map(shape).values()
-    return np.unique(np.concatenate([numbers[place[:-1]].ravel() for place in places]))
+    return np.unique(np.concatenate([numbers[place[:row_dims]].ravel() for place in places]))
 
 
 def _numbered(shape: tuple[int, ...]) -> np.ndarray:
-    return np.arange(np.prod(shape[:-1])).reshape(shape[:-1])
+    return np.arange(np.prod(shape)).reshape(shape)
 
 
 def place_rows(rows: np.ndarray, sharding: jax.sharding.NamedSharding, shape: tuple[int, ...]) -> Array:
-    """Put an array [rows, L], the rows being this process's `local_rows` of a batch, on the mesh as its part of `shape`."""
+    """Put an array [rows, ...], the rows being this process's `local_rows` of a batch, on the mesh as its part of `shape`."""
     if jax.process_count() == 1:
         return jax.device_put(np.reshape(rows, shape), sharding)
-    held, numbers = local_rows(sharding, shape), _numbered(shape)
+    row_dims = len(shape) - rows.ndim + 1
+    held, numbers = local_rows(sharding, shape, row_dims), _numbered(shape[:row_dims])
 
     def piece(place: tuple[slice, ...]) -> np.ndarray:
-        return rows[np.searchsorted(held, numbers[place[:-1]])][..., place[-1]]
+        return rows[np.searchsorted(held, numbers[place[:row_dims]])][(..., *place[row_dims:])]
 
     with jax.transfer_guard("allow"):  # a placement asked for, though not by `device_put`
         return jax.make_array_from_callback(shape, sharding, piece)
 
 
-def describe_rows(batch: Batch, token_bytes: np.ndarray) -> np.ndarray:
-    """Return uint32 [rows, 3]: each row's hash (two words) and the bytes of text that its targets stand for."""
+def describe_rows(batch: Batch | PairBatch, token_bytes: np.ndarray) -> np.ndarray:
+    """Return uint32 [rows, 4]: each row's hash (two words), the bytes of text that its targets stand for, its real tokens."""
     hashes = np.frombuffer(b"".join(hash_rows(batch)), np.uint32).reshape(-1, 2)
     counted = np.sum(token_bytes[batch.targets] * (batch.weights > 0), axis=1)
-    return np.concatenate([hashes, counted[:, None].astype(np.uint32)], axis=1)
+    real = np.sum(batch.segments != 0, axis=1)
+    return np.concatenate([hashes, np.stack([counted, real], axis=1).astype(np.uint32)], axis=1)
 
 
 def summarize_rows(described: np.ndarray) -> dict[str, Any]:
-    """Return the content hash of a whole batch and its bytes, from what `describe_rows` says of all its rows in order."""
-    described = np.asarray(described).reshape(-1, 3)
+    """Return a whole batch's content hash, bytes and real tokens, from what `describe_rows` says of all its rows in order."""
+    described = np.asarray(described).reshape(-1, 4)
     hashes = np.ascontiguousarray(described[:, :2])
-    return {"batch_hash": combine_hashes([hashes.tobytes()]), "bytes": int(described[:, 2].sum(dtype=np.int64))}
+    sizes = described[:, 2:].sum(axis=0, dtype=np.int64)
+    return {"batch_hash": combine_hashes([hashes.tobytes()]), "bytes": int(sizes[0]), "real_tokens": int(sizes[1])}
 
 
 def everywhere(tree: Any) -> Any:

@@ -1,7 +1,7 @@
-"""An experiment made concrete on this machine: what every part of its run needs, and the programs it compiles."""
+"""An experiment made concrete on this machine: what every part of its run needs."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +9,24 @@ import jax
 import numpy as np
 import optax
 
-from jaxlm import param
 from jaxlm.config import to_dict
 from jaxlm.data.mixture import Batches
 from jaxlm.data.packing import Batch
+from jaxlm.data.pairs import PairBatch
 from jaxlm.data.prepare import Prepared
 from jaxlm.errors import CheckpointError, ConfigError
-from jaxlm.eval.language_model import evaluate
 from jaxlm.experiment import Experiment
-from jaxlm.model import flops, moe, transformer
+from jaxlm.model import flops, lora, transformer
 from jaxlm.model.config import ModelConfig
-from jaxlm.model.intervention import freeze_routers, make_edit
-from jaxlm.objective import language_model
+from jaxlm.model.intervention import freeze_routers
 from jaxlm.run import decisions, initial, rows
 from jaxlm.run.agreement import agreed, told
 from jaxlm.run.directory import versions
 from jaxlm.train import checkpoint
-from jaxlm.train.optimizer import make_optimizer, schedule
-from jaxlm.train.step import TrainState, abstract_state, make_train_step
+from jaxlm.train.optimizer import make_optimizer
+from jaxlm.train.step import TrainState, abstract_state
+
+AnyBatch = Batch | PairBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,60 +41,76 @@ class Setup:
     prepared: Prepared
     token_bytes: np.ndarray
     mesh: jax.sharding.Mesh
+    reference: Any = None
+    """Parameters of the model that preferences are measured against, where it runs beside the policy."""
+    reference_log_probs: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    """Its log-probabilities of every pair of a split [pairs, 2], where they were computed once."""
+    reference_described: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Which run and checkpoint it is."""
 
-    def batches(self, split: str) -> Batches:
-        """Return the batches of a split; with several processes, the rows of them that this one's devices take."""
-        accumulate = self.experiment.accumulate if split == "train" else 1
-        held = rows.local_rows(*self._placement(accumulate)) if jax.process_count() > 1 else None
-        return Batches(self.prepared, split, self.experiment.batch_size, self.experiment.seed, rows=held)
+    def plain(self, params: Any) -> Any:
+        """Return parameters without adapters: each merged into its weight."""
+        return lora.merge(params) if self.experiment.lora.rank else params
 
-    def reader(self, split: str) -> Callable[[int], tuple[Batch, np.ndarray]]:
+    def batches(self, split: str, *, in_order: bool = False) -> Batches:
+        """Return the batches of a split; with several processes, the rows of them that this one's devices take.
+
+        `in_order` shows training rows in order, once, as those held out are, and in one piece.
+        """
+        accumulate, size = self.experiment.accumulate if split == "train" and not in_order else 1, self.experiment.batch_size
+        held = None
+        if jax.process_count() > 1:
+            held = rows.local_rows(*self._placement("length", accumulate=accumulate), 2 if accumulate > 1 else 1)
+            held = np.unique(held // (self.experiment.rows // size))
+        reference, shuffle = self.reference_log_probs.get(split), False if in_order else None
+        return Batches(self.prepared, split, size, self.experiment.seed, rows=held, reference=reference, shuffle=shuffle)
+
+    def reader(self, split: str) -> Callable[[int], tuple[AnyBatch, np.ndarray]]:
         """Return read(step) -> this process's rows of a batch, and what `rows.describe_rows` says of them."""
         batches = self.batches(split)
 
-        def read(step: int) -> tuple[Batch, np.ndarray]:
+        def read(step: int) -> tuple[AnyBatch, np.ndarray]:
             batch = batches.batch(step)
             return batch, rows.describe_rows(batch, self.token_bytes)
 
         return read
 
-    def place(self, batch: Batch, accumulate: int = 1) -> Batch:
-        """Put this process's rows on the mesh: [B, L] or, for accumulation, [accumulate, B / accumulate, L]."""
-        sharding, shape = self._placement(accumulate)
-        if jax.process_count() == 1:
-            return jax.device_put(jax.tree.map(lambda x: np.reshape(x, shape), batch), sharding)
-        return jax.tree.map(lambda x: rows.place_rows(x, sharding, shape), batch)
+    def place(self, batch: AnyBatch, accumulate: int = 1) -> AnyBatch:
+        """Put this process's rows on the mesh: [B, ...] or, for accumulation, [accumulate, B / accumulate, ...]."""
+        places = {2: self._placement("length", accumulate=accumulate), 1: self._placement(accumulate=accumulate)}
+        if jax.process_count() > 1:
+            return jax.tree.map(lambda x: rows.place_rows(x, *places[x.ndim]), batch)
+        shaped = jax.tree.map(lambda x: np.reshape(x, places[x.ndim][1]), batch)
+        return jax.device_put(shaped, jax.tree.map(lambda x: places[x.ndim][0], batch))
 
     def place_described(self, described: np.ndarray, accumulate: int = 1) -> jax.Array:
         """Put what is said of this process's rows on the mesh, as the rows are: `rows.summarize_rows` reads it gathered."""
-        sharding, shape = self._placement(accumulate)
-        split = jax.sharding.NamedSharding(self.mesh, jax.P(*sharding.spec[:-1], None))
-        return rows.place_rows(described, split, (*shape[:-1], described.shape[1]))
+        sharding, shape = self._placement(None, accumulate=accumulate)
+        return rows.place_rows(described, sharding, (*shape[:-1], described.shape[1]))
 
-    def _placement(self, accumulate: int) -> tuple[jax.sharding.NamedSharding, tuple[int, ...]]:
-        """Return how a batch's arrays lie on the mesh, and their shape."""
-        spec = self.experiment.layout.spec("batch", "length")
-        shape = (self.experiment.batch_size, self.experiment.data.sequence_length)
+    def _placement(self, *axes: str | None, accumulate: int) -> tuple[jax.sharding.NamedSharding, tuple[int, ...]]:
+        """Return how an array with these axes after its rows lies on the mesh, and its shape (an axis has the row's length)."""
+        spec = self.experiment.layout.spec("batch", *axes)
+        shape = (self.experiment.rows, *(self.experiment.data.sequence_length for _ in axes))
         if accumulate > 1:
-            spec, shape = jax.P(None, *spec), (accumulate, shape[0] // accumulate, shape[1])
+            spec, shape = jax.P(None, *spec), (accumulate, shape[0] // accumulate, *shape[1:])
         return jax.sharding.NamedSharding(self.mesh, spec), shape
 
-    def inputs(self, step: int, batch: Batch, described: np.ndarray, stop: bool) -> tuple[Any, ...]:
-        """Return what a step takes: its batch and replayed experts, placed, and what processes tell one another, if many."""
+    def inputs(self, step: int, batch: AnyBatch, described: np.ndarray, stop: bool) -> tuple[Any, ...]:
+        """Return what a step takes, placed: batch, replayed experts, reference; of many processes what they tell, too."""
         accumulate = self.experiment.accumulate
-        placed = self.place(batch, accumulate)
+        placed, replayed = self.place(batch, accumulate), None
         if jax.process_count() > 1:
             told = self.place_described(described, accumulate), rows.place_flag(stop, self.mesh)
-            return placed, None, told
-        replayed = None
+            return placed, None, self.reference, told
         if self.experiment.router.replay:
             replayed = self.place_replayed(step, rows.summarize_rows(described)["batch_hash"])
-        return placed, replayed
+        return placed, replayed, self.reference
 
     def place_replayed(self, step: int, batch_hash: str) -> jax.Array:
         """Return the recorded experts that a step is to follow, [mixture layers, B, L, K], placed as its batch is."""
         accumulate = self.experiment.accumulate
-        shape = decisions.shape_of(self.model, self.experiment.batch_size, self.experiment.data.sequence_length)
+        shape = decisions.shape_of(self.model, self.experiment.rows, self.experiment.data.sequence_length)
         experts = decisions.read_experts(Path(self.experiment.router.replay), step, batch_hash, shape)
         spec = jax.P(None, *self.experiment.layout.spec("batch", "length", None))
         if accumulate > 1:
@@ -105,7 +121,7 @@ class Setup:
     def utilisation(self, tokens_per_second: float) -> float | None:
         """Return model FLOPs utilisation, where this device's peak is known."""
         peak = flops.peak_flops(self.mesh.devices.flat[0].device_kind)
-        per_token = flops.train_flops_per_token(self.model, self.experiment.data.sequence_length)
+        per_token = flops.train_flops_per_token(self.model, self.experiment.data.sequence_length, self.experiment.trained_share)
         return tokens_per_second * per_token / (peak * self.mesh.size) if peak else None
 
 
@@ -118,11 +134,17 @@ def set_up(experiment: Experiment, prepared: Prepared, mesh: jax.sharding.Mesh) 
             f"set --model.vocab-size {tokenizer.vocab_size}"
         )
     model = experiment.model.for_platform(mesh.devices.flat[0].platform)
+    spec = spec_of(experiment, model)
+    optimizer = make_optimizer(experiment.optimizer, experiment.steps, spec)
+    return Setup(experiment, model, spec, optimizer, prepared, tokenizer.token_bytes(), mesh)
+
+
+def spec_of(experiment: Experiment, model: ModelConfig) -> Any:
+    """Return the spec of what a run trains: the model's, with what it freezes and adapts."""
     spec = transformer.spec(model)
     if experiment.router.freeze:
         spec = freeze_routers(spec)
-    optimizer = make_optimizer(experiment.optimizer, experiment.steps, spec)
-    return Setup(experiment, model, spec, optimizer, prepared, tokenizer.token_bytes(), mesh)
+    return lora.adapt(spec, experiment.lora) if experiment.lora.rank else spec
 
 
 def restore_or_begin(setup: Setup, saves: Path, say: Callable[[str], None]) -> TrainState:
@@ -155,76 +177,6 @@ def restore_or_begin(setup: Setup, saves: Path, say: Callable[[str], None]) -> T
     return found[1]
 
 
-def compile_step(setup: Setup, state: TrainState, inputs: Any) -> Callable[[TrainState, Any], tuple[TrainState, dict]]:
-    """Compile the train step once, ahead of time, its state donated: another shape later is an error, not a recompilation.
-
-    With several processes the same program gathers what they tell of their rows: a program of its own could meet the step's
-    on the network in another order on each.
-    """
-    step = make_step(setup.experiment, setup.model, setup.spec, setup.optimizer)
-
-    def step_and_tell(state: TrainState, inputs: Any) -> tuple[TrainState, dict]:
-        *inputs, (described, flags) = inputs
-        state, results = step(state, tuple(inputs))
-        told = {"rows": rows.everywhere(described), "stop": rows.any_flag(flags)}
-        return state, rows.everywhere(results) | told
-
-    program = step if len(inputs) == 2 else step_and_tell
-    return jax.jit(program, donate_argnums=0).lower(state, inputs).compile()
-
-
-def make_step(
-    experiment: Experiment, model: ModelConfig, spec: Any, optimizer: optax.GradientTransformation
-) -> Callable[[TrainState, Any], tuple[TrainState, dict]]:
-    """Return an experiment's step(state, (batch, replayed experts or None)), for the current mesh."""
-
-    def loss_of(params: Any, inputs: Any, key: jax.Array) -> Any:
-        batch, replayed = inputs
-        # Layers draw from the numbers below num_layers, the embedding from num_layers itself.
-        router_key = jax.random.fold_in(key, model.num_layers + 1)
-        edit = make_edit(experiment.router, model, batch.tokens, router_key, replayed)
-        return language_model.loss(
-            param.fixed(params, spec), batch, model, experiment.layout, z_loss=experiment.z_loss, remat=experiment.remat,
-            key=key, edit=edit, record=bool(experiment.router.record),
-        )  # fmt: skip
-
-    def after_update(params: Any, sums: language_model.Sums) -> Any:
-        if sums.router is None:
-            return params
-        return params.replace(blocks=moe.rebalance(params.blocks, sums.router.load, model))
-
-    rate = schedule(experiment.optimizer, experiment.steps)
-    return make_train_step(loss_of, optimizer, rate, experiment.guard, experiment.accumulate, after_update)
-
-
-def make_validate(setup: Setup) -> Callable[[Any], dict[str, float]] | None:
-    """Return validate(params) -> loss and its kin over the held-out batches; None where nothing is held out."""
-    if not setup.prepared.validation.rows:
-        return None
-    read, num_batches = setup.reader("validation"), setup.batches("validation").num_batches
-    count = min(setup.experiment.evaluation.batches or num_batches, num_batches)
-    router = dataclasses.replace(setup.experiment.router, replay="")
-
-    @jax.jit
-    def sums_of(params: Any, batch: Any) -> language_model.Sums:
-        edit = make_edit(router, setup.model, batch.tokens)
-        sums = language_model.loss(params, batch, setup.model, setup.experiment.layout, edit=edit)[1]
-        return rows.everywhere(sums) if jax.process_count() > 1 else sums
-
-    gather = jax.jit(rows.everywhere)
-    bytes_of: dict[int, int] = {}  # by batch: the same ones are read at every validation
-
-    def placed(index: int) -> tuple[Batch, int]:
-        batch, described = read(index)
-        if index not in bytes_of:
-            if jax.process_count() > 1:
-                described = jax.device_get(gather(setup.place_described(described)))
-            bytes_of[index] = rows.summarize_rows(described)["bytes"]
-        return setup.place(batch), bytes_of[index]
-
-    return lambda params: evaluate(sums_of, params, map(placed, range(count)))
-
-
 def describe_checkpoint(setup: Setup, step: int) -> dict[str, Any]:
     """Return what a checkpoint says of itself, enough to read it with nothing else at hand."""
     return {
@@ -233,6 +185,7 @@ def describe_checkpoint(setup: Setup, step: int) -> dict[str, Any]:
         "tokenizer": setup.prepared.tokenizer.digest,
         "data": {"key": setup.prepared.key, "seed": setup.experiment.seed, "next_step": step},
         "mesh": dict(setup.mesh.shape),
+        "reference": dict(setup.reference_described),
         "processes": jax.process_count(),
         "versions": versions(),
     }

@@ -39,6 +39,10 @@ class Work:
     """Microbatches of a step."""
     optimizer: Literal["adamw", "muon", "lion", "sgd", "adafactor"]
     remat: transformer.Remat
+    trained: float = 1.0
+    """The part of the parameters that has gradients: adapters have few."""
+    reference: bool = False
+    """Whether a second set of parameters lies beside the first: a live reference."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +69,7 @@ def estimate(work: Work, shape: Mapping[str, int], chip: Chip | None = None, sli
     memory, wire = _memory(work, shape), _wire(work, shape)
     tokens = work.rows * work.length * work.accumulate / math.prod(shape.values())
     peak = chip.peak_flops if chip else CPU_PEAK
-    computing = tokens * flops.train_flops_per_token(work.model, work.length) / (EFFICIENCY * peak)
+    computing = tokens * flops.train_flops_per_token(work.model, work.length, work.trained) / (EFFICIENCY * peak)
     if work.remat == "full":
         computing *= 4 / 3
     waits = (sent / _bandwidth(name, shape, chip, slices) for name, sent in wire.items())
@@ -108,9 +112,9 @@ def _memory(work: Work, shape: Mapping[str, int]) -> dict[str, float]:
     layers = max(1, work.model.num_layers // work.model.period)
     used = [_used(work.layout, p, shape) / (layers if name.startswith("blocks") else 1) for name, p in _leaves(spec)]
     return {
-        "parameters": held,
-        "optimizer": held * OPTIMIZER_COPIES[work.optimizer],
-        "gradients": held * (2 if work.accumulate > 1 else 1),
+        "parameters": held * (2 if work.reference else 1),
+        "optimizer": held * work.trained * OPTIMIZER_COPIES[work.optimizer],
+        "gradients": held * work.trained * (2 if work.accumulate > 1 else 1),
         "activations": activation_bytes(work, shape),
         "gathered weights": 2 * itemsize * sum(used),
     }

@@ -202,6 +202,16 @@ def _compare(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
         raise CheckpointError(f"checkpoint {path} holds {extra[0]}, which this configuration has not")
 
 
+def fingerprint(folder: Path, step: int) -> str:
+    """Return a hash of the files of the checkpoint at `step`; CheckpointError where there is none that can be read."""
+    path = folder / str(step)
+    try:
+        sums = json.loads((path / CHECKSUMS).read_text()) if (path / CHECKSUMS).exists() else _checksums(path)
+    except (OSError, ValueError) as fault:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {fault}") from fault
+    return hashlib.blake2b(json.dumps(sums, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
 def description(folder: Path, step: int) -> dict[str, Any]:
     """Return what was said of the checkpoint when it was saved: config, tokenizer, data position, versions."""
     path = folder / str(step)
@@ -245,14 +255,18 @@ def set_aside(folder: Path, step: int) -> Path:
 
 def write_checksums(path: Path) -> None:
     """Record size and hash of every file of a finished checkpoint, so that later damage is noticed."""
-    sums = {str(f.relative_to(path)): [f.stat().st_size, _hash(f)] for f in sorted(path.rglob("*")) if f.is_file()}
-    sums.pop(CHECKSUMS, None)
+    sums = _checksums(path)
     temporary = path / f".{CHECKSUMS}"
     with temporary.open("w") as out:
         json.dump(sums, out)
         out.flush()
         os.fsync(out.fileno())
     temporary.rename(path / CHECKSUMS)
+
+
+def _checksums(path: Path) -> dict[str, list[Any]]:
+    files = [f for f in sorted(path.rglob("*")) if f.is_file() and f.name not in (CHECKSUMS, f".{CHECKSUMS}")]
+    return {str(f.relative_to(path)): [f.stat().st_size, _hash(f)] for f in files}
 
 
 def damage(path: Path) -> str | None:

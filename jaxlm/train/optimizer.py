@@ -11,7 +11,7 @@ from jax import Array
 
 from jaxlm.config import Range, config
 from jaxlm.errors import ConfigError
-from jaxlm.param import Param, tree_map
+from jaxlm.param import Param, split, tree_map
 
 
 @config
@@ -74,7 +74,11 @@ def _inverse_sqrt(peak: float, warmup: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int, spec: Any) -> optax.GradientTransformation:
-    """Return the optimizer of a run: clipping, the update rule, decay of matrices and embeddings, the scheduled rate."""
+    """Return the optimizer of a run: clipping, the update rule, decay of matrices and embeddings, the scheduled rate.
+
+    `spec` is the whole model's; gradients, parameters and state are of what `param.split` says is trained, and None elsewhere.
+    """
+    spec, _ = split(spec, spec)
     decays = tree_map(lambda p: p.kind in ("matrix", "embedding"), spec)
     stages = [optax.clip_by_global_norm(config.clip)] if config.clip else []
     if config.kind == "adamw":

@@ -1,7 +1,7 @@
 """One optimizer step: the state it carries, gradients over microbatches, the guard against bad steps."""
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,32 @@ from jax import Array
 from jaxlm import param
 from jaxlm.config import Range, config
 from jaxlm.layout import Layout
-from jaxlm.objective.language_model import Sums
+from jaxlm.model.moe import Decisions
 from jaxlm.ops import routing
+
+
+class Sums(Protocol):
+    """What an objective gives besides its summed loss: a tuple of sums that add up over microbatches.
+
+    `router` and `decisions` are what a mixture's routers did, None for other models.
+    """
+
+    router: routing.Statistics | None
+    decisions: Decisions | None
+
+    @property
+    def weight(self) -> Array:
+        """What a mean of the loss is over: tokens, pairs."""
+
+    @property
+    def total(self) -> Array:
+        """The summed loss, without what routers add to it."""
+
+    def metrics(self) -> dict[str, Array]:
+        """Return means by their names, among them `loss`, `accuracy` and `tokens` (those that counted)."""
+
+    def _replace(self, **fields: Any) -> "Sums": ...
+
 
 # loss_of(params, batch, key) -> (summed loss, Sums)
 LossOf = Callable[[Any, Any, Array], tuple[Array, Sums]]
@@ -55,7 +79,7 @@ class TrainState:
 
 
 def init_state(spec: Any, optimizer: optax.GradientTransformation, layout: Layout, seed: int) -> TrainState:
-    """Draw a fresh state on the current mesh; optimizer state is placed as its parameters are."""
+    """Draw a fresh state on the current mesh; optimizer state is placed as its parameters are, and frozen ones have none."""
     key = jax.random.key(seed)
     params = param.initialize(spec, jax.random.fold_in(key, 0), layout)
     integer = jnp.zeros((), jnp.int32)
@@ -64,7 +88,7 @@ def init_state(spec: Any, optimizer: optax.GradientTransformation, layout: Layou
         step=integer,
         rng=jax.random.key_data(jax.random.fold_in(key, 1)),
         params=params,
-        optimizer=optimizer.init(params),
+        optimizer=optimizer.init(param.split(params, spec)[0]),
         guard=guard,
     )
 
@@ -85,6 +109,7 @@ def abstract_state(
 
 def make_train_step(
     loss_of: LossOf,
+    spec: Any,
     optimizer: optax.GradientTransformation,
     learning_rate: optax.Schedule,
     guard: GuardConfig,
@@ -93,30 +118,28 @@ def make_train_step(
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
     """Return `step(state, batch) -> (state, metrics)`, to be compiled once with the state donated.
 
-    The batch's arrays are [B, L], or [accumulate, B / accumulate, L] where gradients are accumulated. Metrics are float32
-    scalars: loss (nats a token), z (mean squared log-normaliser), accuracy, tokens, gradient_norm, update_ratio (norm of
-    the update over norm of the parameters), learning_rate, skipped (0 or 1), skipped_total, skipped_in_a_row; of mixtures of
-    experts also those of `routing.summarize`, [mixture layers] each, and `decisions` where `loss_of` gives them.
+    The batch's arrays are [B, ...], or [accumulate, B / accumulate, ...] where gradients are accumulated. What `spec` calls
+    state has no gradient. Metrics are float32 scalars: those of the objective's sums, gradient_norm, update_ratio (norm of
+    the update over norm of the trained parameters), learning_rate, skipped (0 or 1), skipped_total, skipped_in_a_row; of
+    mixtures of experts also those of `routing.summarize`, [mixture layers] each, and `decisions` where `loss_of` gives them.
     """
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        gradients, sums = accumulated_gradients(loss_of, state.params, batch, key, accumulate)
+        trained, kept = param.split(state.params, spec)
+        gradients, sums = accumulated_gradients(
+            lambda some, batch, key: loss_of(param.join(some, kept), batch, key), trained, batch, key, accumulate
+        )
         norm = optax.tree.norm(gradients)
-        loss = sums.cross_entropy / sums.tokens
-        good, remembered = judge(state.guard, loss, norm, guard)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-        params = after_update(optax.apply_updates(state.params, updates), sums)
+        good, remembered = judge(state.guard, sums.total / sums.weight, norm, guard)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, trained)
+        params = after_update(param.join(optax.apply_updates(trained, updates), kept), sums)
         params, optimizer_state = jax.tree.map(
             lambda new, old: jnp.where(good, new, old), (params, optimizer_state), (state.params, state.optimizer)
         )
-        metrics = {
-            "loss": loss,
-            "z": sums.z / sums.tokens,
-            "accuracy": sums.correct / sums.tokens,
-            "tokens": sums.tokens,
+        metrics = sums.metrics() | {
             "gradient_norm": norm,
-            "update_ratio": optax.tree.norm(updates) / optax.tree.norm(state.params),
+            "update_ratio": optax.tree.norm(updates) / optax.tree.norm(trained),
             "learning_rate": jnp.asarray(learning_rate(remembered.good - good), jnp.float32),
             "skipped": 1.0 - good,
             "skipped_total": remembered.skipped,
@@ -131,7 +154,7 @@ def make_train_step(
 
 
 def accumulated_gradients(loss_of: LossOf, params: Any, batch: Any, key: Array, accumulate: int) -> tuple[Any, Sums]:
-    """Return the gradient of the mean loss over all tokens of the step, microbatch by microbatch, and the sums.
+    """Return the gradient of the mean loss over all that the step's sums are over, microbatch by microbatch, and the sums.
 
     Decisions, where there are any, are laid one microbatch after the other: [mixture layers, B, L, K], as the batch's rows.
     """
@@ -149,7 +172,7 @@ def accumulated_gradients(loss_of: LossOf, params: Any, batch: Any, key: Array, 
         zeros = jax.tree.map(jnp.zeros_like, (shapes[0], shapes[1]._replace(decisions=None)))
         (gradients, sums), decisions = jax.lax.scan(one_more, zeros, (batch, jnp.arange(accumulate)))
         sums = sums._replace(decisions=jax.tree.map(_join_microbatches, decisions))
-    return jax.tree.map(lambda g: g / jnp.maximum(sums.tokens, 1.0), gradients), sums
+    return jax.tree.map(lambda g: g / jnp.maximum(sums.weight, 1.0), gradients), sums
 
 
 def _join_microbatches(decided: Array) -> Array:

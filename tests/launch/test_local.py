@@ -6,7 +6,7 @@ import os
 import pytest
 
 from jaxlm.errors import ConfigError, LaunchError
-from jaxlm.experiment import load_experiment
+from jaxlm.experiment_file import load_experiment
 from jaxlm.launch import local
 from jaxlm.launch.job import Task, new_job, read_job
 

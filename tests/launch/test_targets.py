@@ -12,7 +12,8 @@ from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2Jo
 
 from jaxlm.cli import main
 from jaxlm.config import from_dict
-from jaxlm.experiment import Experiment, load_experiment
+from jaxlm.experiment import Experiment
+from jaxlm.experiment_file import load_experiment
 from jaxlm.launch.job import SECRET
 
 TPU_VM = ("--accelerator-type", "v5litepod-8", "--runtime-version", "v2-alpha-tpuv5-lite", "--zone", "us-west4-a")

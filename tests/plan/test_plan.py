@@ -12,7 +12,8 @@ from rich.console import Console
 
 from jaxlm import cli
 from jaxlm.errors import ConfigError
-from jaxlm.experiment import apply_overrides, load_experiment, settle_mesh
+from jaxlm.experiment import settle_mesh
+from jaxlm.experiment_file import apply_overrides, load_experiment
 from jaxlm.layout import MeshConfig
 from jaxlm.plan.command import for_topology
 from jaxlm.plan.memory import out_of_memory

@@ -55,7 +55,7 @@ def experiment_file(texts, tmp_path_factory):
 @pytest.fixture(scope="session")
 def finished(experiment_file, tmp_path_factory):
     """The directory of a finished run on eight devices."""
-    from jaxlm.experiment import load_experiment
+    from jaxlm.experiment_file import load_experiment
     from jaxlm.run.loop import train
 
     folder = tmp_path_factory.mktemp("runs") / "finished"

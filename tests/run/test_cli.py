@@ -8,7 +8,8 @@ import pytest
 
 from jaxlm.cli import COMMANDS, main
 from jaxlm.errors import ConfigError
-from jaxlm.experiment import check_devices, load_experiment
+from jaxlm.experiment import check_devices
+from jaxlm.experiment_file import load_experiment
 from jaxlm.model.moe_config import MoeConfig
 
 

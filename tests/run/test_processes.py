@@ -13,7 +13,8 @@ import time
 import pytest
 
 from jaxlm.errors import ConfigError, ProcessError
-from jaxlm.experiment import CheckpointConfig, EvaluationConfig, SampleConfig, load_experiment
+from jaxlm.experiment import CheckpointConfig, EvaluationConfig, SampleConfig
+from jaxlm.experiment_file import load_experiment
 from jaxlm.run import processes
 from jaxlm.run.loop import train
 from jaxlm.run.metrics import read_rows

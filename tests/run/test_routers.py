@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxlm.errors import ConfigError, DataError
-from jaxlm.experiment import load_experiment
+from jaxlm.experiment_file import load_experiment
 from jaxlm.layout import MeshConfig
 from jaxlm.model.intervention import RouterIntervention
 from jaxlm.model.moe_config import MoeConfig

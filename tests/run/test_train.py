@@ -16,7 +16,7 @@ from jaxlm.data.tokenizer import load_tokenizer
 from jaxlm.decode.beam import Beams
 from jaxlm.decode.sampling import Sampling
 from jaxlm.errors import CheckpointError, ConfigError, DataError, JaxlmError
-from jaxlm.experiment import load_experiment
+from jaxlm.experiment_file import load_experiment
 from jaxlm.layout import MESH_AXES, Layout, MeshConfig
 from jaxlm.run.directory import load_config
 from jaxlm.run.evaluate import evaluate_run

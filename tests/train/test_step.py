@@ -32,7 +32,7 @@ def trained(config=OptimizerConfig(learning_rate=1e-2), steps=3, accumulate=1, s
     mesh = make_mesh({"data": shape[0], "model": shape[1]}, jax.devices()[: shape[0] * shape[1]])
     optimizer = make_optimizer(config, 10, SPEC)
     with jax.set_mesh(mesh):
-        step = jax.jit(make_train_step(loss_of, optimizer, schedule(config, 10), GuardConfig(), accumulate))
+        step = jax.jit(make_train_step(loss_of, SPEC, optimizer, schedule(config, 10), GuardConfig(), accumulate))
         state = jax.jit(lambda: init_state(SPEC, optimizer, Layout(), 0))()
         batch = placed(batch_of())
         if accumulate > 1:
@@ -125,7 +125,7 @@ def test_muon_moves_experts_alike_on_a_mesh_that_splits_them():
 def test_bad_steps_change_nothing_and_are_counted():
     optimizer = make_optimizer(OptimizerConfig(), 10, SPEC)
     poison = lambda params, batch, key: (loss_of(params, batch, key)[0] * jnp.nan, loss_of(params, batch, key)[1])  # noqa: E731
-    step = jax.jit(make_train_step(poison, optimizer, schedule(OptimizerConfig(), 10), GuardConfig()))
+    step = jax.jit(make_train_step(poison, SPEC, optimizer, schedule(OptimizerConfig(), 10), GuardConfig()))
     state = jax.jit(lambda: init_state(SPEC, optimizer, Layout(), 0))()
     after, _ = step(state, placed(batch_of()))
     after, metrics = step(after, placed(batch_of()))

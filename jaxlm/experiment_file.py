@@ -1,0 +1,87 @@
+"""An experiment read from its file: Python that returns one, or a resolved configuration; every fault with its place."""
+
+import importlib.util
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from jaxlm.config import from_dict, to_dict
+from jaxlm.errors import ConfigError, JaxlmError, suggest
+from jaxlm.experiment import Experiment
+
+
+def apply_overrides(experiment: Experiment, path: Path) -> Experiment:
+    """Return the experiment with the fields that a JSON file names changed, nested as in a run's config.json.
+
+    Raises ConfigError, with the file, for one that cannot be read, for fields that do not exist and values that do not suit.
+    """
+    try:
+        changes = json.loads(path.read_text())
+        return from_dict(Experiment, _merge(to_dict(experiment), changes))
+    except (OSError, ValueError) as fault:
+        raise ConfigError(f"--overrides {path} cannot be read as JSON: {fault}") from fault
+    except ConfigError as fault:
+        raise ConfigError(f"--overrides {path}: {fault}") from fault
+
+
+def _merge(fields: Any, changes: Any) -> Any:
+    if not (isinstance(fields, dict) and isinstance(changes, dict)):
+        return changes
+    return fields | {name: _merge(fields.get(name), change) for name, change in changes.items()}
+
+
+def load_experiment(path: Path) -> Experiment:
+    """Run an experiment file and return what its `experiment()` returns; every fault is a ConfigError with its place.
+
+    `FILE.py:NAME` calls another function of the file, for example a variant of the same experiment for a pod. A `.json` file
+    is a resolved configuration, as a run directory holds it; nothing is run.
+    """
+    if path.suffix == ".json" and path.is_file():
+        return _load_resolved(path)
+    name = "experiment"
+    if not path.is_file() and ".py:" in path.name:
+        file, name = path.name.rsplit(":", 1)
+        path = path.with_name(file)
+    if not path.is_file():
+        near = [p for p in path.parent.iterdir() if p.suffix in (".py", ".json")] if path.parent.is_dir() else []
+        raise ConfigError(f"no experiment file {path}.{suggest(path.name, [p.name for p in near])}")
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    if module_spec is None:
+        raise ConfigError(
+            f"{path} is no experiment: give a .py file that defines experiment(), or a resolved .json configuration"
+        )
+    module = importlib.util.module_from_spec(module_spec)
+    sys.path.insert(0, str(path.parent.absolute()))  # experiments build on their neighbours
+    try:
+        module_spec.loader.exec_module(module)
+        if not callable(getattr(module, name, None)):
+            near = suggest(name, [n for n, value in vars(module).items() if callable(value)])
+            raise ConfigError(f"{path} defines no function {name}() that returns an Experiment.{near}")
+        found = getattr(module, name)()
+    except JaxlmError as fault:
+        raise type(fault)(f"{fault}{_line(fault, path)}") from fault
+    except Exception as fault:
+        raise ConfigError(f"{path} cannot be run: {type(fault).__name__}: {fault}{_line(fault, path)}") from fault
+    finally:
+        sys.path.pop(0)
+    if not isinstance(found, Experiment):
+        raise ConfigError(f"{name}() in {path} returned a {type(found).__name__}, not an Experiment")
+    return found
+
+
+def _load_resolved(path: Path) -> Experiment:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as fault:
+        raise ConfigError(f"{path} cannot be read as JSON: {fault}") from fault
+    try:
+        return from_dict(Experiment, values)
+    except ConfigError as fault:
+        raise ConfigError(f"{path} is not a configuration of this version of jaxlm: {fault}") from fault
+
+
+def _line(fault: BaseException, path: Path) -> str:
+    lines = [f.lineno for f in traceback.extract_tb(fault.__traceback__) if Path(f.filename).name == path.name]
+    return f" ({path}, line {lines[-1]})" if lines else ""
