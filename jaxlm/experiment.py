@@ -267,6 +267,6 @@ def check_shape(experiment: Experiment, shape: Mapping[str, int]) -> None:
         groups = f" in groups of {experiment.model.moe.rows_per_group}" if experiment.model.moe.rows_per_group > 1 else ""
         fits = max(unit, round(rows / unit) * unit) * experiment.accumulate // each
         raise ConfigError(
-            f"{'2 x ' if each > 1 else ''}batch_size / accumulate = {rows} rows{groups} do not divide over {over} = {ways}: "
-            f"set --batch-size {fits}"
+            f"batch_size / accumulate = {rows // each} {'pairs of rows' if each > 1 else 'rows'}{groups} do not divide over "
+            f"{over} = {ways}: set --batch-size {fits}"
         )

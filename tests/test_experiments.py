@@ -1,4 +1,4 @@
-"""Every experiment file can be run, and its pod-scale variant is a step that type-checks on 512 devices."""
+"""Every experiment file can be run, and its pod-scale variant is a step that type-checks on the devices that the file names."""
 
 import re
 from pathlib import Path
@@ -38,9 +38,10 @@ def test_the_experiment_fits_its_own_devices(path):
 
 
 @pytest.mark.parametrize("path", PODS, ids=lambda path: path.stem)
-def test_the_pod_s_step_type_checks_on_512_devices(path):
+def test_the_pod_s_step_type_checks_on_its_devices(path):
     experiment = load_experiment(path.with_name(f"{path.name}:pod"))
-    metrics = type_check(experiment, 512)
+    named = re.search(rf"jaxlm plan experiments/{path.name}:pod --topology (\S+)", path.read_text())
+    metrics = type_check(experiment, parse_topology(named[1])[0].num_devices if named else 512)
     if experiment.model.moe.num_experts:
         assert metrics["router_dropped"].shape == (len(experiment.model.moe_layers),)
     assert ("rewards/margins" in metrics) == experiment.paired

@@ -78,7 +78,7 @@ def data_show(
     first: Annotated[int, arg(help="The first row.")] = 0,
     split: Literal["train", "validation"] = "train",
 ) -> None:
-    """Print rows as the model reads them, decoded, with their document boundaries."""
+    """Print rows as the model reads them, decoded; of conversations and pairs, token by token with what the loss counts."""
     from jaxlm.run.data import show_data
 
     show_data(experiment, split, first, rows)

@@ -49,12 +49,11 @@ def evaluate_run(
     if imported_from(folder) and not sources:
         raise DataError(f"{folder} was imported and has no text of its own: say what to read, --source text:book.txt say")
     with opened(folder, step) as run:
-        data = _data_of(run, sources, form)
+        tokenizer, data = run.needs_tokenizer(), _data_of(run, sources, form)
         split = "train" if sources else split
         with display.preparation(out) as progress:
             prepared = prepare(data, report=progress)
         say_faults(prepared, out)
-        tokenizer = run.needs_tokenizer()
         if prepared.tokenizer.digest != tokenizer.digest:
             raise DataError(
                 f"the data of {folder} is tokenised differently now: its sources have changed. Say what to read with --source"

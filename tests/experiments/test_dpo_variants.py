@@ -37,9 +37,10 @@ def test_beginnings_asked_about_are_in_no_training_text():
     assert not {*prompts(500, 1)} & {*prompts(200, 2, kept_out=True)}
 
 
-def test_ipo_stops_where_least_squares_say_and_dpo_goes_on(beta=0.5):
-    ipo = optimise(PreferenceConfig(loss="ipo_sum", beta=beta), after=(2000, 3000))
+def test_ipo_stops_where_least_squares_say_and_dpo_goes_on():
+    beta = 0.5
+    ipo = optimise(PreferenceConfig(loss="ipo_sum", beta=beta), after=(1500, 3000))
     np.testing.assert_allclose(np.diff(ipo[-1]), -1 / (3 * beta), atol=1e-3)
     np.testing.assert_allclose(ipo[0], ipo[1], atol=1e-3)
-    dpo = optimise(PreferenceConfig(loss="sigmoid", beta=beta), after=(500, 1000, 3000))[:, 2]
-    assert dpo[0] - 0.3 > dpo[1] > dpo[2] + 0.3
+    dpo = optimise(PreferenceConfig(loss="sigmoid", beta=beta), after=(1000, 2000, 3000))[:, 2]
+    assert dpo[0] - 0.3 > dpo[1] > dpo[2] + 0.1

@@ -1,0 +1,129 @@
+"""A model of Python code goes on to learn the language reference: from scratch, continued, continued with old text replayed.
+
+jaxlm train experiments/continued_pretraining.py:base --run-dir runs/continued_base
+jaxlm train experiments/continued_pretraining.py        # from there, a quarter of the rows old
+python experiments/continued_pretraining.py             # the base and every arm, three seeds, the table below
+jaxlm plan experiments/continued_pretraining.py:pod --topology v5p:4x4x4   # Llama 3 8B, continued
+
+Claim (arXiv:2403.08763, section 4): continuing beats starting anew on the new text, forgets old text, and a little replay
+keeps most of it at next to no cost on the new.
+
+Result: not run yet.
+"""
+
+import argparse
+import dataclasses
+import pydoc_data.topics
+import sys
+from pathlib import Path
+
+import jax
+import llama_8b
+from compare import interval, run_folder, show
+
+from jaxlm.data.mixture import Batches
+from jaxlm.data.prepare import DataConfig, prepare
+from jaxlm.data.tokenizer import TokenizerConfig
+from jaxlm.eval.language_model import evaluate, target_bytes
+from jaxlm.experiment import CheckpointConfig, EvaluationConfig, Experiment, LogConfig, SampleConfig
+from jaxlm.model.config import ModelConfig
+from jaxlm.objective import language_model
+from jaxlm.run.display import quiet_libraries
+from jaxlm.run.loop import train
+from jaxlm.run.open import opened
+from jaxlm.train.optimizer import OptimizerConfig
+
+RUNS, BASE = Path("runs/continued_pretraining"), Path("runs/continued_base")
+REFERENCE = f"text:{pydoc_data.topics.__file__}#2048"
+
+
+def base() -> Experiment:
+    """The model that has read the standard library alone."""
+    return Experiment(
+        name="base", steps=400, batch_size=16,
+        model=ModelConfig(
+            vocab_size=2048, num_layers=3, hidden_size=128, num_heads=4, intermediate_size=384, max_length=128
+        ),
+        data=DataConfig(sources=("stdlib",), tokenizer=TokenizerConfig(kind="bpe", vocab_size=2048), sequence_length=128),
+        optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=40),
+        evaluation=EvaluationConfig(every=0), checkpoint=CheckpointConfig(every=0, keep=1), sample=SampleConfig(tokens=0),
+        log=LogConfig(tensorboard=False),
+    )  # fmt: skip
+
+
+def arms(seed: int = 0, start: Path = BASE) -> dict[str, Experiment]:
+    """The control first; the others begin from the base in `start`, of the same seed."""
+    tokenizer = TokenizerConfig(kind="bpe", vocab_size=2048, path=str(start / "tokenizer.model"))
+    new = dataclasses.replace(base().data, sources=(REFERENCE,), tokenizer=tokenizer)
+    steep = OptimizerConfig(learning_rate=4e-3, warmup_steps=15)
+    scratch = dataclasses.replace(base(), name="from scratch", steps=150, seed=seed, data=new, optimizer=steep)
+    gentle = OptimizerConfig(learning_rate=2e-3, warmup_steps=15)
+    continued = dataclasses.replace(scratch, name="continued", init_from=str(start), optimizer=gentle)
+    old = dataclasses.replace(new, sources=(REFERENCE, "stdlib"), weights=(0.75, 0.25))
+    return {
+        "from scratch": scratch,
+        "continued": continued,
+        "continued, a quarter replayed": dataclasses.replace(continued, name="replayed", data=old),
+    }
+
+
+def finished(experiment: Experiment) -> Path:
+    """Return the folder of a run, having trained or finished it where it is not done."""
+    folder = run_folder(RUNS, experiment)
+    if not (folder / "checkpoints" / str(experiment.steps)).is_dir():
+        train(experiment, folder)
+    return folder
+
+
+def experiment() -> Experiment:
+    """Continued pretraining with replay."""
+    return arms()["continued, a quarter replayed"]
+
+
+def pod() -> Experiment:
+    """Llama 3 8B, begun from a run of it, on text of its own."""
+    data = DataConfig(
+        sources=("jsonl:/data/new/*.jsonl.gz", "jsonl:/data/old/*.jsonl.gz"), weights=(0.75, 0.25), sequence_length=8192,
+        tokenizer=dataclasses.replace(llama_8b.experiment().data.tokenizer),
+    )  # fmt: skip
+    gentle = OptimizerConfig(learning_rate=3e-5, warmup_steps=500)
+    return dataclasses.replace(
+        llama_8b.experiment(), name="llama-8b-continued", data=data, optimizer=gentle, init_from="runs/llama_8b"
+    )
+
+
+def held_out(folder: Path, data: DataConfig) -> float:
+    """Return the bits per byte of a run's newest checkpoint on the held-out documents of some data."""
+    with opened(folder) as run:
+        batches, sizes = Batches(prepare(data), "validation", 32, 0), run.needs_tokenizer().token_bytes()
+        place = jax.NamedSharding(run.mesh, run.experiment.layout.spec("batch", "length"))
+        sums = jax.jit(lambda params, batch: language_model.loss(params, batch, run.model, run.experiment.layout)[1])
+        read = (batches.batch(index) for index in range(batches.num_batches))
+        placed = ((jax.device_put(batch, place), target_bytes(batch.targets, batch.weights, sizes)) for batch in read)
+        return evaluate(sums, run.params, placed)["bits_per_byte"]
+
+
+def main() -> int:
+    """Train what is missing, then measure every arm on held-out new and old text."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    seeds = parser.parse_args().seeds
+    jax.config.update("jax_num_cpu_devices", 1)
+    quiet_libraries()
+    new: dict[str, list[float]] = {}
+    old: dict[str, list[float]] = {}
+    for seed in range(seeds):
+        start = finished(dataclasses.replace(base(), seed=seed))
+        folders = {"base": start} | {arm: finished(experiment) for arm, experiment in arms(seed, start).items()}
+        before = arms(seed, start)["from scratch"].data
+        for arm, folder in folders.items():
+            new.setdefault(arm, []).append(held_out(folder, before))
+            old.setdefault(arm, []).append(held_out(folder, dataclasses.replace(before, sources=("stdlib",))))
+    lines = [["arm", "bits per byte, new text", "old text"]]
+    lines += [[arm, interval(new[arm]), interval(old[arm])] for arm in new]
+    show(lines, f"held-out text, {seeds} seeds")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
