@@ -18,6 +18,7 @@ from jaxlm.data.prepare import DataConfig, prepare
 from jaxlm.data.tokenizer import TokenizerConfig
 from jaxlm.errors import CheckpointError, ConfigError
 from jaxlm.experiment import CheckpointConfig, EvaluationConfig, Experiment, LogConfig, SampleConfig
+from jaxlm.layout import MeshConfig
 from jaxlm.model.lora import LoraConfig
 from jaxlm.model.moe_config import MoeConfig
 from jaxlm.objective.preference_config import PreferenceConfig
@@ -56,6 +57,10 @@ def dpo(finished, pairs):
 
 def losses(rows, split="train"):
     return np.array([row["loss"] for row in rows if row["split"] == split])
+
+
+def hashes(rows):
+    return [row["batch_hash"] for row in rows if row["split"] == "train"]
 
 
 def test_dpo_begins_at_its_reference_and_learns(dpo, tmp_path, capsys, monkeypatch):
@@ -204,3 +209,17 @@ def test_killed_it_goes_on_to_the_bit(dpo, tmp_path):
     assert len(expected) == 70 and "rewards/margins" in expected[0] and not TIMES & set(expected[0])
     assert kill_when(start("killed"), lambda: path.exists() and len(read_rows(path)) >= 23)
     assert finish("killed") == expected
+
+
+def test_two_processes_are_one_run_and_make_one_reference(dpo, tmp_path):
+    dpo = dataclasses.replace(dpo, steps=3, evaluation=EvaluationConfig(every=0, batches=1))
+    expected = train(dataclasses.replace(dpo, mesh=MeshConfig(data=8)), tmp_path / "one")
+    file, cache = tmp_path / "dpo.json", str(tmp_path / "cache")
+    file.write_text(json.dumps(to_dict(dataclasses.replace(dpo, data=dataclasses.replace(dpo.data, cache=cache)))))
+    command = [sys.executable, "-m", "jaxlm", "launch", str(file), "--on", "local", "--processes", "2", "--devices", "4"]
+    done = subprocess.run([*command, "--run-dir", str(tmp_path / "two")], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = read_rows(tmp_path / "two" / "metrics.jsonl")
+    assert hashes(rows) == hashes(expected)
+    np.testing.assert_allclose(losses(rows), losses(expected), rtol=1e-5)
+    assert len(list((tmp_path / "cache" / "references").glob("*.npy"))) == 2
