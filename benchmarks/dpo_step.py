@@ -1,6 +1,6 @@
 """What a step of preference optimisation costs beside a step of supervised tuning over the same rows.
 
-    python benchmarks/dpo_step.py                       # 22M parameters, 8 pairs of 256 tokens
+    python benchmarks/dpo_step.py                       # 7M parameters, 4 pairs of 256 tokens
     python benchmarks/dpo_step.py --experts 4 --rounds 20
 
 Programs are those that `jaxlm train` compiles. They take turns, a step each, in one process; each round gives the ratio of
@@ -58,10 +58,10 @@ class Arguments:
     """The shape of the model and of the batch."""
 
     layers: int = 6
-    width: int = 384
+    width: int = 256
     vocab: int = 8192
     length: int = 256
-    pairs: int = 8
+    pairs: int = 4
     experts: int = 0
     """Of a Switch layer in every second layer; 0: a dense model."""
     rounds: int = 15

@@ -134,7 +134,16 @@ class Experiment:
     @property
     def reference_is_base(self) -> bool:
         """Whether the reference is the policy without its adapters, and so takes no memory."""
-        return bool(self.lora.rank) and self.preference.reference == "live" and not self.preference.reference_run
+        return self._live_reference and bool(self.lora.rank) and not self.preference.reference_run
+
+    @property
+    def reference_beside(self) -> bool:
+        """Whether a reference's parameters stand beside the policy's."""
+        return self._live_reference and not self.reference_is_base
+
+    @property
+    def _live_reference(self) -> bool:
+        return self.paired and self.preference.needs_reference and self.preference.reference == "live"
 
     def check(self) -> None:
         """Raise ConfigError where parts contradict one another."""
@@ -176,7 +185,16 @@ class Experiment:
             )
         if self.paired and self.z_loss:
             raise ConfigError(f"z_loss = {self.z_loss:g} belongs to next-token prediction, not to preferences: set --z-loss 0")
+        moe = self.model.moe
+        if self.paired and moe.num_experts and moe.rows_per_group > 1 and moe.evaluation_capacity_factor is not None:
+            raise ConfigError(
+                f"model.moe.rows_per_group = {moe.rows_per_group} with evaluation_capacity_factor = "
+                f"{moe.evaluation_capacity_factor:g} makes what a response is worth depend on the other rows of its batch: set "
+                "--model.moe.evaluation-capacity-factor None, or --model.moe.rows-per-group 1"
+            )
         if self.lora.rank:
+            if not self.init_from:
+                raise ConfigError("lora.rank adapts a model that is trained already: name its run with --init-from")
             if self.router.freeze:
                 raise ConfigError("router.freeze freezes nothing more with adapters (lora.rank): leave one of them out")
             adapt(transformer.spec(self.model), self.lora)
@@ -239,12 +257,12 @@ def settle_mesh(experiment: Experiment, num_devices: int, chip: Chip | None = No
 def work_of(experiment: Experiment, chip: Chip | None) -> arrange.Work:
     """Return what a step of the experiment computes on devices of this kind (None: a processor's)."""
     platform = "cpu" if chip is None else "tpu" if chip.is_tpu else "gpu"
-    live = experiment.paired and experiment.preference.needs_reference and experiment.preference.reference == "live"
     return arrange.Work(
         model=experiment.model.for_platform(platform), layout=experiment.layout,
         rows=experiment.rows // experiment.accumulate, length=experiment.data.sequence_length,
         accumulate=experiment.accumulate, optimizer=experiment.optimizer.kind, remat=experiment.remat,
-        trained=experiment.trained_share, reference=live and not experiment.reference_is_base,
+        trained=experiment.trained_share, reference=experiment.reference_beside,
+        reference_forward=experiment.reference_beside or experiment.reference_is_base,
     )  # fmt: skip
 
 

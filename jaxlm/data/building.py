@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from jaxlm.data.chat import read_template
 from jaxlm.data.encoding import Group, encode_in_order
 from jaxlm.data.example_config import ExampleConfig
-from jaxlm.data.example_fields import Fault
+from jaxlm.data.example_fields import Fault, printable
 from jaxlm.data.examples import Example
 from jaxlm.data.forms import Form, rows_of
 from jaxlm.data.readers import Document
@@ -70,13 +70,14 @@ class _Faults:
     """What was wrong with rows, by kind, with the first places; and how many were cut."""
 
     kinds: dict[str, int] = field(default_factory=dict)
-    first: list[str] = field(default_factory=list)
+    first: list[tuple[int, str]] = field(default_factory=list)
+    """Each with the number of readable documents until there."""
     cut_prompts: int = 0
     cut_responses: int = 0
 
-    def add(self, kind: str, message: str) -> None:
+    def add(self, kind: str, message: str, place: int) -> None:
         self.kinds[kind] = self.kinds.get(kind, 0) + 1
-        self.first = [*self.first, message][:_FIRST]
+        self.first = [*self.first, (place, printable(message))][:_FIRST]
 
     def note(self, item: Any) -> None:
         if isinstance(item, Example):
@@ -119,8 +120,7 @@ def build(job: Job, number: int, manifest: dict, settings: Settings, progress: C
     template = read_template(settings.examples.template)
     rows = rows_of(settings.form, settings.sequence_length, tokenizer.vocab_size, settings.examples, template)
     unreadable, faults, token_bytes = _Faults(), _Faults(**entry.get("faults", {})), tokenizer.token_bytes()
-    all_seen = settings.skip_bad or settings.form != "text"
-    documents = job.source.documents((lambda fault: unreadable.add("unreadable", str(fault))) if all_seen else stop_at)
+    documents = _documents(job.source, unreadable if settings.skip_bad or settings.form != "text" else None)
     finished = entry.get("read", 0) or sum(entry["splits"][split]["documents"] for split in SPLITS)
     for document in itertools.islice(documents, finished):
         progress(len(document.text.encode()))
@@ -131,10 +131,11 @@ def build(job: Job, number: int, manifest: dict, settings: Settings, progress: C
     block = {split: _Block([], 0) for split in SPLITS}
     groups = _groups(documents, job, block_bytes)
     for group, encoded in encode_in_order(settings.tokenizer_file, groups, workers, rows.encode):
-        for split, text, where, item in zip(group.splits, group.texts, group.wheres, encoded, strict=True):
+        said = zip(group.splits, group.texts, group.wheres, encoded, strict=True)
+        for place, (split, text, where, item) in enumerate(said, start=read + 1):
             faults.note(item)
             if isinstance(item, Fault):
-                faults.add(item.kind, f"{where}: {item.message}")
+                faults.add(item.kind, f"{where}: {item.message}", place)
                 continue
             block[split].documents.append(item)
             block[split].bytes += _text_bytes(item, token_bytes) if isinstance(item, Example) else len(text.encode())
@@ -148,12 +149,25 @@ def build(job: Job, number: int, manifest: dict, settings: Settings, progress: C
             write_manifest(settings.folder, manifest)
             block = {split: _Block([], 0) for split in SPLITS}
     kinds = unreadable.kinds | faults.kinds
-    first = [*unreadable.first, *faults.first][:_FIRST]
+    in_order = sorted([*faults.first, *unreadable.first], key=lambda each: each[0])
+    first = [message for _, message in in_order[:_FIRST]]
     if kinds and not settings.skip_bad:
         raise _of_faults(job.source.spelling, kinds, first, read + sum(unreadable.kinds.values()))
-    entry |= {"done": True, "faults": asdict(replace(faults, kinds=kinds, first=first))}
+    entry |= {"done": True, "faults": asdict(faults) | {"kinds": kinds, "first": first}}
     entry |= {"bad_documents": sum(kinds.values()), "first_bad_documents": first}
     write_manifest(settings.folder, manifest)
+
+
+def _documents(source: Source, unreadable: _Faults | None) -> Iterator[Document]:
+    """Yield the documents of a source, and note what cannot be read; DataError for the first of these without such notes."""
+    count = 0
+
+    def note(fault: DataError) -> None:
+        unreadable.add("unreadable", str(fault), count)
+
+    for document in source.documents(stop_at if unreadable is None else note):
+        count += 1
+        yield document
 
 
 def _text_bytes(example: Example, token_bytes: np.ndarray) -> int:

@@ -2,16 +2,18 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from jaxlm.data.chat import cut_messages, encode_rendered, render_chat
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.errors import DataError
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
 Counted = tuple[list[int], list[bool]]
 """Ids, and which of them count in the loss."""
 
 _MARKS = ("\U000ffffe", "\U000fffff")  # no characters at all, so no text has them
+_SAID = "\U0010ffff"  # nor this: stands for what a message says
 
 
 class RewritingTemplate(DataError):
@@ -26,24 +28,10 @@ def encode_turns(tokenizer: Tokenizer, messages: Sequence[Message], train_on: Se
     template does not only add, its {% generation %} marks say what is an assistant's; RewritingTemplate is raised where it
     has none. A last reply that no special token ends is ended by eos.
     """
-    cut = cut_messages(tokenizer, messages)
+    cut = _cut_texts(tokenizer, messages)
     whole = render_chat(tokenizer, cut, add_generation_prompt=False, template=template)
-    try:
-        spans = list(_turns(tokenizer, cut, whole, train_on, template))
-    except RewritingTemplate:
-        marked = render_chat(tokenizer, cut, add_generation_prompt=False, template=template, marks=_MARKS)
-        if set(train_on) != {"assistant"} or _MARKS[0] not in marked:
-            raise
-        spans = list(_marked(marked))
-    ids: list[int] = []
-    counted: list[bool] = []
-    place = 0
-    for begin, end in [*spans, (len(whole), len(whole))]:
-        for text, counts in ((whole[place:begin], False), (whole[begin:end], True)):
-            part = encode_rendered(tokenizer, text)
-            ids += part
-            counted += [counts] * len(part)
-        place = end
+    spans = _spans(tokenizer, cut, whole, train_on, template)
+    ids, counted = _encoded(tokenizer, whole, spans)
     if spans and spans[-1][1] == len(whole) and not _is_ended(tokenizer, whole):
         ids.append(tokenizer.eos_id)
         counted.append(True)
@@ -51,24 +39,90 @@ def encode_turns(tokenizer: Tokenizer, messages: Sequence[Message], train_on: Se
 
 
 def encode_reply(
-    tokenizer: Tokenizer, prompt: Sequence[Message], reply: Sequence[Message], template: str | None
-) -> tuple[list[int], list[int]]:
-    """Return the ids of a conversation up to where an assistant is bidden to speak, and those of what then follows.
+    tokenizer: Tokenizer,
+    prompt: Sequence[Message],
+    reply: Sequence[Message],
+    template: str | None,
+    train_on: Sequence[str] = ("assistant",),
+) -> tuple[list[int], Counted]:
+    """Return the ids of a conversation up to where an assistant is bidden to speak, and of what then follows, of which count
+    the turns of the roles `train_on`.
 
-    The latter end with what ends the last turn: eos, where the template ends it with no special token. Raises
+    An assistant's turn ends the reply, with what ends it: eos, where that is no special token of the template. Raises
     RewritingTemplate where the template does not write the one as the beginning of both.
     """
-    cut = cut_messages(tokenizer, [*prompt, *reply])
+    cut = _cut_texts(tokenizer, [*prompt, *reply])
     before = render_chat(tokenizer, cut[: len(prompt)], add_generation_prompt=True, template=template)
     whole = render_chat(tokenizer, cut, add_generation_prompt=False, template=template)
-    said = encode_rendered(tokenizer, whole[_reach(whole, before, len(prompt)) : _end_of_turn(tokenizer, whole)])
-    return encode_rendered(tokenizer, before), said if _is_ended(tokenizer, whole) else [*said, tokenizer.eos_id]
+    begin, end = _reach(whole, before, len(prompt)), _end_of_turn(tokenizer, whole)
+    spans = [(begin, end)]
+    if len(reply) > 1:
+        spans = _spans(tokenizer, cut, whole, train_on, template, first=len(prompt))
+    inside = [(max(start, begin) - begin, stop - begin) for start, stop in spans if stop > begin]
+    ids, counted = _encoded(tokenizer, whole[begin:end], inside)
+    if not _is_ended(tokenizer, whole):
+        ids, counted = [*ids, tokenizer.eos_id], [*counted, True]
+    return encode_rendered(tokenizer, before), (ids, counted)
+
+
+def _cut_texts(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Return the messages with the spellings of special tokens marked in whatever text they hold, not in `content` alone."""
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, str):
+            return cut_messages(tokenizer, [{"role": "user", "content": value}])[0]["content"]
+        if isinstance(value, list):
+            return [cut(inner) for inner in value]
+        return {cut(name): cut(inner) for name, inner in value.items()} if isinstance(value, dict) else value
+
+    done = ("role", "content")
+    return [
+        {name: value if name in done else cut(value) for name, value in message.items()}
+        for message in cut_messages(tokenizer, messages)
+    ]
+
+
+def _encoded(tokenizer: Tokenizer, text: str, spans: Sequence[tuple[int, int]]) -> Counted:
+    """Return the ids of a text of which `spans` count, each encoded by itself, as is what lies between them."""
+    ids: list[int] = []
+    counted: list[bool] = []
+    place = 0
+    for begin, end in [*spans, (len(text), len(text))]:
+        for piece, counts in ((text[place:begin], False), (text[begin:end], True)):
+            part = encode_rendered(tokenizer, piece)
+            ids += part
+            counted += [counts] * len(part)
+        place = end
+    return ids, counted
+
+
+def _spans(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    whole: str,
+    train_on: Sequence[str],
+    template: str | None,
+    first: int = 0,
+) -> list[tuple[int, int]]:
+    """Return where in the whole conversation the turns of `train_on` lie from message `first` on, or all marked stretches."""
+    try:
+        return list(_turns(tokenizer, messages, whole, train_on, template, first))
+    except RewritingTemplate:
+        marked = render_chat(tokenizer, messages, add_generation_prompt=False, template=template, marks=_MARKS)
+        if set(train_on) != {"assistant"} or _MARKS[0] not in marked:
+            raise
+        return list(_marked(marked))
 
 
 def _turns(
-    tokenizer: Tokenizer, messages: Sequence[Message], whole: str, train_on: Sequence[str], template: str | None
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    whole: str,
+    train_on: Sequence[str],
+    template: str | None,
+    first: int,
 ) -> Iterator[tuple[int, int]]:
-    """Yield where in the whole conversation each turn of the roles `train_on` lies, with what ends it."""
+    """Yield where in the whole conversation each turn of the roles `train_on` lies, with what ends it, from `first` on."""
 
     def reach(count: int, bidding: bool = False) -> int:
         if not count:
@@ -76,14 +130,26 @@ def _turns(
         text = render_chat(tokenizer, messages[:count], add_generation_prompt=bidding, template=template)
         return _reach(whole, text, count)
 
+    def speech(number: int, begin: int) -> int:
+        # Its text may also stand in its header or a special token, so that another text is looked for in its place.
+        said = [*messages[:number], {**messages[number], "content": _SAID}]
+        text = render_chat(tokenizer, said, add_generation_prompt=False, template=template)
+        place = text.find(_SAID, begin)
+        if place < 0:
+            raise RewritingTemplate(
+                f"the chat template does not write what message {number + 1} ({messages[number]['role']}) says as it stands, "
+                "in a turn of its own: leave its role out of data.examples.train_on, or give another in data.examples.template"
+            )
+        return _reach(whole, text[:place], number + 1)
+
     for number, message in enumerate(messages):
-        if message["role"] not in train_on:
+        if number < first or message["role"] not in train_on:
             continue
         end = reach(number + 1) if number + 1 < len(messages) else len(whole)
         bidden = message["role"] == "assistant" and number > 0
         begin = reach(number, bidden)
         if not bidden:
-            begin = max(begin, whole.find(message["content"].strip(), begin, end))
+            begin = speech(number, begin)
         yield begin, _end_of_turn(tokenizer, whole[:end], begin)
 
 

@@ -47,5 +47,10 @@ class DataConfig:
                 f"DataConfig.examples.max_prompt_length = {self.examples.max_prompt_length} leaves no room for a response in "
                 f"sequence_length = {self.sequence_length}: set it to {self.sequence_length // 2}, or 0 for half a row"
             )
+        if self.form in ("preferences", "labels") and "assistant" not in self.examples.train_on:
+            raise ConfigError(
+                f"DataConfig.examples.train_on = {self.examples.train_on} lacks 'assistant', whose messages alone count where "
+                f"form = {self.form!r}: set it to ('assistant',)"
+            )
         if not all(0 < weight < float("inf") for weight in self.weights):
             raise ConfigError(f"DataConfig.weights = {self.weights} must all be above 0: leave out a source that is not wanted")

@@ -9,6 +9,7 @@ from jaxlm.data.examples import Example
 from jaxlm.data.packing import Batch, batch_of, row_type
 from jaxlm.data.pairs import PairBatch
 
+ROW_FORMAT = 2  # part of the keys of prepared rows with fields: raise it when the same input is to give other rows
 _MOST_TRIED = 128  # examples looked at for one with another prompt: rows of one prompt often stand together
 
 
@@ -35,7 +36,7 @@ def pack_conversations(examples: Sequence[Example], row: np.dtype, pad_id: int, 
             ids = np.concatenate([example.prompt, example.responses[0]])
             end = begin + len(ids)
             rows["tokens"][number, begin:end] = ids
-            counted[number, begin + len(example.prompt) : end] = example.counted
+            counted[number, begin + len(example.prompt) : end] = example.counted[0]
             starts[number, begin] = True
             begin = end
         rows["count"][number] = begin
@@ -65,22 +66,29 @@ def conversation_batch(rows: np.ndarray) -> Batch:
 
 
 def pair_row_type(sequence_length: int, vocab_size: int) -> np.dtype:
-    """Return the record of a pair: two rows that begin alike, how long each and their prompt are, and a label."""
-    tokens = row_type(sequence_length, vocab_size)["tokens"].base
-    return np.dtype([("label", "u1"), ("prompt", "<u4"), ("count", "<u4", (2,)), ("tokens", tokens, (2, sequence_length + 1))])
+    """Return the record of a pair: two rows that begin alike, how long each is and which of its tokens count, and a label."""
+    plain = row_type(sequence_length, vocab_size)
+    fields = [("counted", plain["starts"]), ("tokens", plain["tokens"])]
+    return np.dtype(
+        [("label", "u1"), ("count", "<u4", (2,)), *((name, field.base, (2, *field.shape)) for name, field in fields)]
+    )
 
 
 def pack_pairs(examples: Sequence[Example], row: np.dtype, pad_id: int) -> np.ndarray:
     """Return a row for each pair of responses: two to one prompt, or a labelled example's and that of another example."""
     rows = np.zeros(len(examples), row)
     rows["tokens"] = pad_id
+    counted = np.zeros(rows["tokens"].shape, bool)
     others = _others(examples) if examples and len(examples[0].responses) == 1 else []
     for number, example in enumerate(examples):
-        responses = (*example.responses, *(examples[other].responses[0] for other in others[number : number + 1]))
-        for which, response in enumerate(responses):
-            ids = np.concatenate([example.prompt, response])[: row["tokens"].shape[1]]
+        rows["label"][number] = example.label
+        said = [*zip(example.responses, example.counted, strict=True)]
+        said += [(examples[other].responses[0], examples[other].counted[0]) for other in others[number : number + 1]]
+        for which, (response, counts) in enumerate(said):
+            ids = np.concatenate([example.prompt, response])[: counted.shape[2]]
             rows["tokens"][number, which, : len(ids)], rows["count"][number, which] = ids, len(ids)
-        rows["label"][number], rows["prompt"][number] = example.label, len(example.prompt)
+            counted[number, which, len(example.prompt) : len(ids)] = counts[: len(ids) - len(example.prompt)]
+    rows["counted"] = np.packbits(counted, axis=2)
     return rows
 
 
@@ -105,7 +113,7 @@ def pair_batch(rows: np.ndarray, preferences: bool, reference: np.ndarray | None
     tokens = rows["tokens"].astype(np.int32).reshape(-1, rows["tokens"].shape[2])
     place = np.arange(tokens.shape[1], dtype=np.int32)
     real = place < rows["count"].reshape(-1, 1)
-    counted = real & (place >= np.repeat(rows["prompt"], 2)[:, None])
+    counted = np.unpackbits(rows["counted"], axis=2, count=tokens.shape[1]).reshape(tokens.shape)
     labels = np.tile(np.float32([1, 0]), len(rows)) if preferences else np.repeat(rows["label"], 2).astype(np.float32)
     return PairBatch(
         tokens=tokens[:, :-1],

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from jaxlm.data.conversations import encode_reply, encode_turns
+from jaxlm.data.conversations import Counted, encode_reply, encode_turns
 from jaxlm.data.example_config import ExampleConfig
 from jaxlm.data.example_fields import BadRow, Fault, Messages, Row
 from jaxlm.data.tokenizer import Tokenizer
@@ -22,8 +22,8 @@ class Example(NamedTuple):
     """int32."""
     responses: tuple[np.ndarray, ...]
     """int32 each, with what ends it."""
-    counted: np.ndarray
-    """bool: which ids of the first response count in the loss; all do but for a conversation's."""
+    counted: tuple[np.ndarray, ...]
+    """bool: which ids of each response count in the loss; of a text all do."""
     label: bool
     """Whether the response is desirable."""
     cut_prompt: bool
@@ -55,13 +55,16 @@ class Fit(NamedTuple):
     room: int
     template: str | None
 
-    def encoded(self, prompt: str | Messages, responses: Sequence[str | Messages]) -> tuple[list[int], list[list[int]]]:
-        """Return the ids of a prompt and of each response, with what ends it."""
+    def encoded(
+        self, prompt: str | Messages, responses: Sequence[str | Messages], train_on: Sequence[str] = ("assistant",)
+    ) -> tuple[list[int], list[Counted]]:
+        """Return the ids of a prompt and of each response, with what ends it; of messages count those of `train_on`."""
         tokenizer = self.tokenizer
         if isinstance(prompt, str):
             before = [*tokenizer.prefix_ids, *tokenizer.encode(prompt)]
-            return before, [[*tokenizer.encode(response), tokenizer.eos_id] for response in responses]
-        pairs = [encode_reply(tokenizer, prompt, response, self.needed_template()) for response in responses]
+            said = [[*tokenizer.encode(response), tokenizer.eos_id] for response in responses]
+            return before, [(ids, [True] * len(ids)) for ids in said]
+        pairs = [encode_reply(tokenizer, prompt, response, self.needed_template(), train_on) for response in responses]
         return pairs[0][0], [after for _, after in pairs]
 
     def needed_template(self) -> str:
@@ -72,10 +75,10 @@ class Fit(NamedTuple):
             )
         return self.template
 
-    def cut(self, prompt: list[int], responses: Sequence[list[int]]) -> Example:
+    def cut(self, prompt: list[int], responses: Sequence[Counted]) -> Example:
         """Return the example within its room: first the prompt is cut, then the responses, which keep one id at least."""
         config, room = self.config, self.room
-        longest, most = max(map(len, responses)), min(config.max_prompt_length or room // 2, room - 1)
+        longest, most = max(len(ids) for ids, _ in responses), min(config.max_prompt_length or room // 2, room - 1)
         whole, cut_prompt = len(prompt) + longest, False
         if whole > room and len(prompt) > most:
             if config.long_prompt == "refuse":
@@ -93,8 +96,9 @@ class Fit(NamedTuple):
                 f"{longest} tokens of response do not fit the {left} that the prompt leaves: set data.examples.long_response "
                 "to 'cut', or data.sequence_length",
             )
-        kept = tuple(np.array(response[:left], np.int32) for response in responses)
-        return Example(np.array(prompt, np.int32), kept, np.ones(len(kept[0]), bool), True, cut_prompt, longest > left)
+        kept = tuple(np.array(ids[:left], np.int32) for ids, _ in responses)
+        counted = tuple(np.array(counts[:left], bool) for _, counts in responses)
+        return Example(np.array(prompt, np.int32), kept, counted, True, cut_prompt, longest > left)
 
     def _kept(self, prompt: list[int], size: int) -> list[int]:
         if self.config.long_prompt == "keep_start":
@@ -107,8 +111,13 @@ class Fit(NamedTuple):
 def _conversation(row: Row, fit: Fit) -> Example:
     config = row.config
     if config.messages not in row and config.prompt in row:
+        if "assistant" not in config.train_on:
+            roles = ", ".join(config.train_on)
+            raise BadRow(
+                "nothing to train on", f"{config.response!r} is the assistant's, and data.examples.train_on is {roles}"
+            )
         prompt, responses = row.exchange(config.response)
-        return fit.cut(*fit.encoded(prompt, responses))
+        return fit.cut(*fit.encoded(prompt, responses, config.train_on))
     messages = row.messages(config.messages)
     if not messages:
         raise BadRow("empty conversation", f"{config.messages!r} has no message")
@@ -118,9 +127,8 @@ def _conversation(row: Row, fit: Fit) -> Example:
     if not any(counted[1:]):
         raise BadRow("nothing to train on", f"{config.messages!r} has no message of {', '.join(config.train_on)}")
     first = counted.index(True)
-    example = fit.cut(ids[:first], [ids[first:]])
-    example = example._replace(counted=np.array(counted[first:][: len(example.responses[0])], bool))
-    if not any(example.counted[0 if len(example.prompt) else 1 :]):  # what nothing goes before is no target
+    example = fit.cut(ids[:first], [(ids[first:], counted[first:])])
+    if not any(example.counted[0][0 if len(example.prompt) else 1 :]):  # what nothing goes before is no target
         raise BadRow("response too long", "nothing would be left of it")
     return example
 

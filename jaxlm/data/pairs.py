@@ -9,8 +9,8 @@ class PairBatch(NamedTuple):
     """Pairs for one step: rows 2i and 2i + 1 belong together. The first five are as in `packing.Batch`, [2B, L] each.
 
     Of preferences a pair is the chosen and the rejected response to one prompt; of labels the labelled example, and then its
-    prompt with the response of another example, on which the baseline of KTO is measured. `weights` is 1 on the response, what
-    ends it included. A pair without any weight is only filling.
+    prompt with the response of another example, on which the baseline of KTO is measured. `weights` is 1 on what the
+    assistant says in the response, and on what ends it. A pair without any weight is only filling.
     """
 
     tokens: np.ndarray

@@ -24,6 +24,7 @@ from jaxlm.data.building import (
 )
 from jaxlm.data.chat import read_template
 from jaxlm.data.data_config import DataConfig
+from jaxlm.data.example_packing import ROW_FORMAT
 from jaxlm.data.examples import texts_of
 from jaxlm.data.fingerprint import ContentHashes
 from jaxlm.data.sources import parse_source
@@ -132,7 +133,7 @@ def _plan(config: DataConfig, block_bytes: int) -> _Plan:
     }
     if rows:
         decisive |= {
-            "form": config.form,
+            "form": [config.form, ROW_FORMAT],
             "examples": to_dict(config.examples),
             "template": read_template(config.examples.template),
         }
@@ -222,7 +223,7 @@ def _build_all(config: DataConfig, plan: _Plan, workers: int, report: Report, bl
     remove_strays(plan.folder, manifest)
     tokenizer_file = plan.folder / _TOKENIZER
     if not tokenizer_file.exists():
-        report("reading the tokenizer" if config.tokenizer.path else "training the tokenizer", 0.0)
+        report(f"{'reading' if config.tokenizer.path or config.tokenizer.kind == 'byte' else 'training'} the tokenizer", 0.0)
         train_tokenizer(config.tokenizer, _sample(config, plan.jobs)).save(tokenizer_file)
     skip_bad = config.on_bad_document == "skip"
     settings = Settings(

@@ -117,7 +117,9 @@ def parse_source(spelling: str, *, rows: bool = False) -> Source:
         near = f" Did you mean 'text:{spelling}'?" if Path(spelling).exists() else suggest(kind, _KINDS)
         raise ConfigError(f"unknown kind of source {spelling!r}.{near} Kinds: {', '.join(_KINDS)}, as in 'text:books/*.txt'")
     if rows and kind in ("stdlib", "text"):
-        raise ConfigError(f"source {spelling!r} holds text, and data.form asks for rows: give jsonl:, parquet: or tfds:")
+        raise ConfigError(
+            f"source {spelling!r} holds text, and data.form asks for rows: give jsonl:, parquet:, arrayrecord: or tfds:"
+        )
     if kind == "stdlib":
         if rest:
             raise ConfigError(f"source {spelling!r} takes nothing after 'stdlib'")

@@ -13,6 +13,9 @@ from jax import Array
 
 from jaxlm.objective.preference_config import PreferenceConfig
 
+# Of an exponential's argument: its square is still a number in float32.
+_LARGEST = 40.0
+
 
 class Pair(NamedTuple):
     """One number for each response of P pairs, [P] each."""
@@ -67,7 +70,7 @@ def _of_difference(config: PreferenceConfig, difference: Array) -> Array:
             return for_chosen + jax.nn.sigmoid(-logits) * (log_s(-logits) - math.log(smoothing))
         case "discopop":
             blend = jax.nn.sigmoid(logits / config.temperature)
-            return (1.0 - blend) * -log_s(logits) + blend * jnp.exp(-logits)
+            return (1.0 - blend) * -log_s(logits) + blend * jnp.exp(jnp.minimum(-logits, _LARGEST))
     raise AssertionError(config.loss)
 
 
@@ -98,11 +101,11 @@ def _score(config: PreferenceConfig, ratio: Array) -> Array:
     exponent = config.alpha - 1.0
     match config.divergence:
         case "forward_kl":
-            return 1.0 - jnp.exp(-ratio)
+            return 1.0 - jnp.exp(jnp.minimum(-ratio, _LARGEST))
         case "js":
             return math.log(2.0) + jax.nn.log_sigmoid(ratio)
         case "alpha" if abs(exponent) >= 1e-6:
-            return (jnp.exp(jnp.minimum(exponent * ratio, 80.0)) - 1.0) / exponent  # held where float32 can have it
+            return (jnp.exp(jnp.minimum(exponent * ratio, _LARGEST)) - 1.0) / exponent
     return ratio
 
 

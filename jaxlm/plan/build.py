@@ -75,9 +75,7 @@ def abstract_inputs(experiment: Experiment, model: ModelConfig, mesh: AnyMesh) -
     tokens = [array(dtype, ("length", experiment.data.sequence_length)) for dtype in ("i4", "i4", "f4", "i4", "i4")]
     if not experiment.paired:
         return Batch(*tokens), None, None
-    live = experiment.preference.reference == "live" and experiment.preference.needs_reference
-    beside = live and not experiment.reference_is_base
-    reference = param.abstract(transformer.spec(model), layout, mesh) if beside else None
+    reference = param.abstract(transformer.spec(model), layout, mesh) if experiment.reference_beside else None
     return PairBatch(*tokens, labels=array("f4"), reference=array("f4")), None, reference
 
 
@@ -118,7 +116,12 @@ def build(request: dict[str, Any]) -> str:
         "device_kind": devices[0].device_kind,
         "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
         "places": [place(device, topology) for device in mesh.devices.flat],
-        "bytes": {"parameters": bytes_of(state.params), "optimizer": bytes_of(state.optimizer), "batch": bytes_of(inputs)},
+        "bytes": {
+            "parameters": bytes_of(state.params),
+            "optimizer": bytes_of(state.optimizer),
+            "batch": bytes_of(inputs[:2]),
+            "reference": bytes_of(inputs[2]),
+        },  # fmt: skip
         "versions": request["versions"],
         "options": request["options"],
     }

@@ -73,7 +73,9 @@ def part_of(op_name: str) -> str:
         return "parameters"
     if op_name.startswith("state."):
         return "optimizer and other state"
-    if op_name.startswith("batch"):
+    if op_name.startswith("inputs[2]"):
+        return "reference"
+    if op_name.startswith("inputs"):
         return "batch"
     if "transpose(" in op_name:
         return "backward pass: gradients and temporaries"

@@ -9,15 +9,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jaxlm.data.example_fields import printable
 from jaxlm.data.mixture import Batches, show_rows
 from jaxlm.data.pairs import PairBatch
 from jaxlm.data.prepare import Prepared, prepare
 from jaxlm.data.tokenizer import Tokenizer
-from jaxlm.errors import DataError
+from jaxlm.errors import ConfigError, DataError
 from jaxlm.experiment import Experiment
 from jaxlm.run import display
 
 COUNTED, READ = "bold green", "dim"
+NEWLINE_AND_TAB = "\n\t"
 
 
 def prepare_data(experiment: Experiment, workers: int | None) -> None:
@@ -56,6 +58,9 @@ def say_faults(prepared: Prepared, out: Any) -> None:
 
 def show_data(experiment: Experiment, split: str, first: int, count: int) -> None:
     """Print decoded rows, every document of a row under its own rule; of other forms than text, what the loss sees of them."""
+    if count < 1 or first < 0:
+        wrong = f"--rows {count}: give 1 or more" if count < 1 else f"--first {first}: rows are counted from 0"
+        raise ConfigError(f"there is nothing to show with {wrong}")
     out = display.console()
     with display.preparation(out) as progress:
         prepared = prepare(experiment.data, report=progress)
@@ -69,7 +74,7 @@ def show_data(experiment: Experiment, split: str, first: int, count: int) -> Non
     for number, documents in zip(range(first, stop), show_rows(prepared, split, range(first, stop)), strict=True):
         print(f"=== {split} row {number}: {len(documents)} document{'s' if len(documents) > 1 else ''}")
         for segment, text in documents:
-            print(f"--- document {segment}\n{text}")
+            print(f"--- document {segment}\n{printable(text, keep=NEWLINE_AND_TAB)}")
 
 
 def show_examples(prepared: Prepared, split: str, rows: range) -> None:
@@ -115,12 +120,14 @@ def coloured(ids: np.ndarray, counted: np.ndarray, begins: list[int], tokenizer:
 
 
 def _pieces(ids: np.ndarray, tokenizer: Tokenizer) -> list[str]:
-    """Return the text of each token: a special one by its name, bytes that make no character alone by their numbers."""
+    """Return the text of each token: a special one by its name; by their escapes bytes that make no character alone, and
+    characters with which data could write elsewhere on a terminal."""
     names = {tokenizer.pad_id: "<pad>", tokenizer.bos_id: "<bos>", tokenizer.eos_id: "<eos>"}
     names |= {number: spelling for spelling, number in tokenizer.special_spellings.items()}
 
     def piece(number: int) -> str:
         text = names.get(number) or tokenizer.decode_bytes([number]).decode(errors="backslashreplace")
+        text = printable(text, keep=NEWLINE_AND_TAB)
         return text.replace("\n", "↵\n").replace("\t", "→") or f"<{number}>"
 
     return [piece(int(number)) for number in ids]

@@ -67,6 +67,10 @@ def in_use(folder: Path) -> bool:
     return False
 
 
+# Fields that decide which arrays a run's state consists of: no permission lets it go on with others.
+STATE_FIELDS = ("lora.rank", "lora.targets", "router.freeze", "optimizer.kind")
+
+
 def settle_config(folder: Path, experiment: Experiment, *, allow_change: bool) -> list[tuple[str, Any, Any]]:
     """Write the resolved configuration of a new run, or compare it with that of the run being continued.
 
@@ -83,6 +87,10 @@ def settle_config(folder: Path, experiment: Experiment, *, allow_change: bool) -
         )
     if begun and path.exists():
         changes = changed_fields(load_config(folder), experiment)
+        if fixed := [name for name, *_ in changes if name.startswith(STATE_FIELDS)]:
+            raise ConfigError(
+                f"{folder} holds a state of other parts: {', '.join(fixed)} cannot change. Begin one in another --run-dir"
+            )
         if changes and not allow_change:
             lines = "\n".join(f"  {name}: {before!r} in the run, {now!r} now" for name, before, now in changes)
             raise ConfigError(

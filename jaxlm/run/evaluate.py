@@ -13,18 +13,18 @@ from jaxlm.data.forms import Form
 from jaxlm.data.mixture import Batches
 from jaxlm.data.prepare import DataConfig, prepare
 from jaxlm.data.tokenizer import TokenizerConfig, load_tokenizer
-from jaxlm.errors import CheckpointError, ConfigError, DataError
+from jaxlm.errors import ConfigError, DataError
 from jaxlm.eval.language_model import evaluate, target_bytes
 from jaxlm.experiment import Experiment
+from jaxlm.model import lora
 from jaxlm.model.intervention import RouterIntervention, make_edit
 from jaxlm.objective import language_model, preference
 from jaxlm.objective.preference_config import PreferenceConfig
 from jaxlm.run import decisions, display
 from jaxlm.run.data import say_faults
 from jaxlm.run.directory import CHECKPOINTS, TOKENIZER, imported_from
-from jaxlm.run.initial import chosen_anew
-from jaxlm.run.open import OpenRun, described, opened, read_params
-from jaxlm.train import checkpoint
+from jaxlm.run.open import OpenRun, opened, read_adapted
+from jaxlm.run.reference import read_reference, reference_so_far
 from jaxlm.train.step import Sums
 
 
@@ -61,7 +61,9 @@ def evaluate_run(
         read = Batches(prepared, split, batch_size or run.experiment.batch_size, 0, shuffle=False)
         count = min(batches or read.num_batches, read.num_batches)
         router.check_model(run.model)
-        sums_of = _evaluator(run, router, data.form, reference, out)
+        sums_of, measured_against = _evaluator(run, router, data.form, reference, out)
+        layout = run.experiment.layout
+        places = {2: layout.spec("batch", "length"), 1: layout.spec("batch")}
         token_bytes = tokenizer.token_bytes()
 
         def placed() -> Iterator[tuple[Any, int]]:
@@ -73,7 +75,8 @@ def evaluate_run(
                         f"the text has token {greatest}, and the model knows 0 to {run.model.vocab_size - 1}: its tokenizer "
                         "has tokens that the model was not made for; leave out the text that spells them"
                     )
-                yield (index, digest, jax.device_put(batch)), target_bytes(batch.targets, batch.weights, token_bytes)
+                there = jax.tree.map(lambda x: jax.NamedSharding(run.mesh, places[x.ndim]), batch)
+                yield (index, digest, jax.device_put(batch, there)), target_bytes(batch.targets, batch.weights, token_bytes)
 
         values = evaluate(sums_of, run.params, placed())
     where = {
@@ -82,6 +85,7 @@ def evaluate_run(
         "source": list(sources) or list(data.sources),
         "split": None if sources else split,
     }
+    where |= {"reference": measured_against} if measured_against else {}
     print(json.dumps(where | values))
 
 
@@ -101,14 +105,21 @@ def _data_of(run: OpenRun, sources: tuple[str, ...], form: Form | None) -> DataC
 
 def _evaluator(
     run: OpenRun, router: RouterIntervention, form: Form, reference: Path | None, out: Any
-) -> Callable[[Any, Any], Sums]:
-    """Return sums_of(params, (number, hash, batch)), which also records or replays routing decisions where asked."""
+) -> tuple[Callable[[Any, Any], Sums], dict[str, Any] | None]:
+    """Return sums_of(params, (number, hash, batch)), which also records or replays routing decisions where asked.
+
+    Also which reference preferences are measured against.
+    """
     layout, options = run.experiment.layout, run.experiment.preference
-    paired, beside = form in ("preferences", "labels"), None
+    paired, described, beside = form in ("preferences", "labels"), None, None
     if paired:
         if options.form != form:
             options = PreferenceConfig(loss="kto" if form == "labels" else "sigmoid", beta=options.beta)
-        beside = _reference_params(run, reference, out) if options.needs_reference else None
+        if options.needs_reference:
+            described, beside = _reference_of(run, reference, out)
+    if reference is not None and beside is None:
+        what = f"the loss {options.loss!r} has none" if paired else f"{form} are not compared with any: --form preferences?"
+        raise ConfigError(f"--reference {reference} is of no use: {what}")
 
     @jax.jit
     def program(params: Any, batch: Any, replayed: Any, beside: Any) -> Sums:
@@ -130,26 +141,28 @@ def _evaluator(
             decisions.write_decisions(Path(router.record), index, jax.device_get(sums.decisions), digest)
         return sums._replace(decisions=None)
 
-    return sums_of
+    return sums_of, described
 
 
-def _reference_params(run: OpenRun, reference: Path | None, out: Any) -> Any:
-    """Return the parameters of what preferences are measured against; None, with a word, where the run has nothing such."""
-    experiment = run.experiment
-    folder = reference or Path(experiment.preference.reference_run or (experiment.init_from if experiment.paired else ""))
+def _reference_of(run: OpenRun, asked: Path | None, out: Any) -> tuple[dict[str, Any] | None, Any]:
+    """Return which checkpoint preferences are measured against, and its parameters; None, with a word, where there is none.
+
+    It is the newest of the run that is `asked` for, else what the policy itself was measured against.
+    """
+    experiment, saves = run.experiment, run.folder / CHECKPOINTS
+    if asked is None and experiment.reference_is_base:
+        params, _ = read_adapted(saves, run.step, run.model, experiment.layout, run.mesh)
+        return {"run": str(run.folder), "step": run.step, "base": True}, lora.detach(params)
+    folder = asked or Path(experiment.preference.reference_run or (experiment.init_from if experiment.paired else ""))
     if folder == Path():
         out.print("no reference (--reference): rewards are beta times the log-probability itself", soft_wrap=True)
-        return None
-    saves = folder / CHECKPOINTS
-    steps = checkpoint.saved_steps(saves)
-    if not steps:
-        raise CheckpointError(f"the reference {folder} has no checkpoint: name the run with --reference")
-    described_as = checkpoint.description(run.folder / CHECKPOINTS, run.step).get("reference") or {}
-    step = described_as["step"] if described_as.get("run") == str(folder) and described_as["step"] in steps else steps[-1]
-    _, model = described(saves, step, run.mesh)
-    if chosen_anew(model, run.model) != run.model:
-        raise ConfigError(f"the reference {folder} is of another model than {run.folder}: both must have the same shapes")
-    return read_params(saves, step, run.model, experiment.layout, run.mesh)
+        return None, None
+    before = {} if asked else reference_so_far(saves, [run.step])
+    tokenizer = run.needs_tokenizer().digest
+    reference, params = read_reference(folder, before, experiment, run.model, tokenizer, run.mesh, out)
+    if reference.model != run.model:
+        raise ConfigError(f"the reference {folder} is of another model than {run.folder}: it cannot stand beside it")
+    return reference.described(), params
 
 
 def own_tokenizer(experiment: Experiment, folder: Path) -> TokenizerConfig:

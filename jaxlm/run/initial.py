@@ -24,20 +24,31 @@ from jaxlm.train.step import TrainState, init_state
 OPEN = ("dropout", "init_std", "init_scale", "embedding_init_std", "compute_dtype", "attention_kernel")
 
 
+# Of a mixture, what belongs to training alone.
+OPEN_OF_MIXTURE = (
+    "jitter", "capacity_factor", "load_balancing_loss", "balance_over", "router_z_loss", "importance_loss", "load_loss",
+    "losses_over_layers", "bias_update_rate", "expert_dropout", "router_init_std", "kernel",
+)  # fmt: skip
+
+
 def begin(
-    experiment: Experiment, model: ModelConfig, spec: Any, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
-) -> TrainState:
-    """Return the state before step 0, on the current mesh; adapters of this run are new, those of the other run merged."""
+    experiment: Experiment, model: ModelConfig, spec: Any, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh,
+    step: int | None = None,
+) -> TrainState:  # fmt: skip
+    """Return the state before step 0, on the current mesh; adapters of this run are new, those of the other run merged.
+
+    Of the run to begin from, `step` is the checkpoint to take; None: the newest that can be read.
+    """
     # One jitted draw, so that no device ever holds more than its own part.
     state = jax.jit(lambda: init_state(spec, optimizer, experiment.layout, experiment.seed))()
     if not experiment.init_from:
         return state
-    params = _from_run(Path(experiment.init_from), experiment, model, mesh)
+    params = _from_run(Path(experiment.init_from), experiment, model, mesh, step)
     return dataclasses.replace(state, params=lora.attach(params, state.params))
 
 
-def _from_run(folder: Path, experiment: Experiment, model: ModelConfig, mesh: jax.sharding.Mesh) -> Any:
-    """Return the parameters of a run's newest readable checkpoint, made into the experiment's model."""
+def _from_run(folder: Path, experiment: Experiment, model: ModelConfig, mesh: jax.sharding.Mesh, step: int | None) -> Any:
+    """Return the parameters of a run's checkpoint (None: the newest readable one), made into the experiment's model."""
     saves = folder / CHECKPOINTS
 
     def load(step: int) -> Any:
@@ -55,7 +66,7 @@ def _from_run(folder: Path, experiment: Experiment, model: ModelConfig, mesh: ja
         return jax.jit(lambda dense: upcycle(dense, alike, model, experiment.layout, key))(params)
 
     out = display.console(quiet=jax.process_index() > 0)
-    steps = told(f"list of checkpoints in {folder}", checkpoint.saved_steps(saves))
+    steps = told(f"list of checkpoints in {folder}", checkpoint.saved_steps(saves)) if step is None else [step]
     newest = checkpoint.newest_good(saves, load, lambda fault: out.print(f"[yellow]warning:[/] {fault}"), steps)
     if newest is None:
         raise CheckpointError(f"init_from = {folder}: there is no checkpoint in {saves}")
@@ -67,6 +78,13 @@ def chosen_anew(found: ModelConfig, model: ModelConfig) -> ModelConfig:
     scaled = found.rope_scaling.kind != "none" and not found.rope_scaling.original_length  # by max_length, then
     names = OPEN if found.positions == "learned" or scaled else ("max_length", *OPEN)
     return dataclasses.replace(found, **{name: getattr(model, name) for name in names})
+
+
+def same_function(found: ModelConfig, model: ModelConfig) -> bool:
+    """Return whether two models compute the same of the same weights, but for rounding, when nothing of training is on."""
+    alike = chosen_anew(found, model)
+    moe = dataclasses.replace(alike.moe, **{name: getattr(model.moe, name) for name in OPEN_OF_MIXTURE})
+    return dataclasses.replace(alike, moe=moe) == model
 
 
 def _shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:

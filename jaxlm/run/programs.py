@@ -44,7 +44,9 @@ def make_step(
     objective = make_objective(experiment, model)
 
     def after_update(params: Any, sums: Sums) -> Any:
-        if sums.router is None or experiment.lora.rank:  # adapters leave all else as it is, a router's bias, too
+        # Adapters leave all else as it is, a router's bias, too; so do preferences where its losses are off.
+        still = experiment.lora.rank or (experiment.paired and not experiment.preference.router_losses)
+        if sums.router is None or still:
             return params
         return params.replace(blocks=moe.rebalance(params.blocks, sums.router.load, model))
 
@@ -76,7 +78,7 @@ def make_objective(experiment: Experiment, model: ModelConfig) -> Callable[..., 
         if training:
             options |= {"remat": experiment.remat, "record": bool(experiment.router.record)}
         if experiment.paired:
-            if experiment.lora.rank and experiment.reference_is_base:
+            if experiment.reference_is_base:
                 reference = lora.detach(params)
             return preference.loss(
                 params, batch, model, experiment.layout, experiment.preference, reference_params=reference, **options

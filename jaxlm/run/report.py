@@ -46,7 +46,7 @@ def write_all(setup: Setup, rows: Sequence[dict[str, Any]], samples: Sequence[tu
     write_summary(setup, rows, samples, folder, out)
 
 
-# (metrics, title, logarithmic): of the first metric of a panel validation is drawn, too.
+# (metrics, title, logarithmic)
 Panels = tuple[tuple[tuple[str, ...], str, bool], ...]
 LANGUAGE: Panels = (
     (("bits_per_byte",), "bits per byte", False),
@@ -75,8 +75,8 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     figure, axes = plt.subplots(len(panels) // 2, 2, figsize=(10, 3.25 * (len(panels) // 2)), layout="constrained")
     for ax, (names, label, logarithmic) in zip(axes.flat, panels, strict=True):
         for number, name in enumerate(names):
-            _draw_metric(ax, rows, name, f"C{0 if not number else number + 1}", validation=not number)
-        if len(names) > 1 or ax.get_legend_handles_labels()[1].count("validation"):
+            _draw_metric(ax, rows, name, f"C{0 if not number else number + 1}", alone=len(names) == 1)
+        if len(ax.get_legend_handles_labels()[1]) > 1:
             ax.legend(fontsize=8)
         if logarithmic and min((y for line in ax.get_lines() for y in line.get_ydata()), default=0) > 0:
             ax.set_yscale("log")
@@ -90,16 +90,20 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     temporary.rename(path)
 
 
-def _draw_metric(ax: Any, rows: Sequence[dict[str, Any]], name: str, color: str, *, validation: bool) -> None:
+def _draw_metric(ax: Any, rows: Sequence[dict[str, Any]], name: str, color: str, *, alone: bool) -> None:
+    """Draw a metric of training as a line, of validation as dots: in a color of their own where it is `alone` in its panel."""
     points = [(r["step"] + 1, r[name]) for r in rows if r["split"] == "train" and r.get(name) is not None]
     held_out = [(r["step"], r[name]) for r in rows if r["split"] == "validation" and r.get(name) is not None]
     if points:
         steps, values = zip(*points, strict=True)
         ax.plot(steps, values, linewidth=0.6, alpha=0.35, color=color)
-        ax.plot(steps, _smoothed(values), linewidth=1.6, color=color, label=name.partition("/")[2] or "training")
-    if validation and held_out:
-        ax.plot(*zip(*held_out, strict=True), "o-", ms=4, color="C1", label="validation")
-        ax.annotate(f"{held_out[-1][1]:.3f}", held_out[-1], (-8, 10), textcoords="offset points", ha="right")
+        ax.plot(steps, _smoothed(values), linewidth=1.6, color=color, label="training" if alone else name.partition("/")[2])
+    if held_out:
+        label = "validation" if alone else f"{name.partition('/')[2]}, validation"
+        ax.plot(*zip(*held_out, strict=True), "o-" if alone else "o--", ms=4, color="C1" if alone else color, label=label)
+    if held_out and alone:
+        ax.margins(y=0.12)
+        ax.annotate(f"{held_out[-1][1]:.3f}", held_out[-1], (-8, 6), textcoords="offset points", ha="right")
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:
@@ -141,7 +145,7 @@ def write_summary(
     if held_out:
         facts |= _held_out_facts(held_out[0], held_out[-1])
     lines = [f"# {experiment.name}", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]
-    lines += ["", "![curves](curves.png)", "", "## Samples", ""]
+    lines += ["", "![curves](curves.png)", "", *(["## Samples", ""] if samples else [])]
     for prompt, text in samples:
         lines += ["```", prompt + text, "```", ""]
     write_atomically(folder / "summary.md", "\n".join(lines))

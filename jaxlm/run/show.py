@@ -72,6 +72,9 @@ def _costs(experiment: Experiment, shape: dict[str, int], kind: Chip | None) -> 
     trained, _ = param.split(spec, spec)
     share = experiment.trained_share
     per_token = flops.train_flops_per_token(experiment.model, length, share)
+    live = experiment.reference_beside or experiment.reference_is_base
+    if live:
+        per_token += flops.forward_flops_per_token(experiment.model, length)
     tokens = experiment.rows * length
     weights, gradients = (param.bytes_per_device(part, experiment.layout, shape) for part in (spec, trained))
     copies = arrange.OPTIMIZER_COPIES[experiment.optimizer.kind]
@@ -82,12 +85,13 @@ def _costs(experiment: Experiment, shape: dict[str, int], kind: Chip | None) -> 
     if experiment.lora.rank:
         rows["trained parameters"] = f"{param.count(trained):,} of {param.count(spec):,} ({100 * share:.2g} %)"
     rows |= {
-        "training FLOPs a token": f"{per_token:.3e}",
+        "training FLOPs a token": f"{per_token:.3e}{' with those of the reference' if live else ''}",
         "training FLOPs a step": f"{per_token * tokens:.3e} ({tokens:,} tokens)",
         "training FLOPs of the run": f"{per_token * tokens * experiment.steps:.3e}",
         "parameters a device": _bytes(weights),
         "optimizer state a device": f"{_bytes(copies * gradients)}{' at most' if experiment.optimizer.kind == 'muon' else ''}",
         "gradients a device": _bytes(gradients),
+        **({"reference a device": _bytes(weights)} if experiment.reference_beside else {}),
         "activations a device": f"{_bytes(kept)} (estimate, remat {experiment.remat})",
     }
     table = _table("cost", "value")

@@ -43,6 +43,8 @@ class Work:
     """The part of the parameters that has gradients: adapters have few."""
     reference: bool = False
     """Whether a second set of parameters lies beside the first: a live reference."""
+    reference_forward: bool = False
+    """Whether a live reference, be it the base under adapters, runs forward besides."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,8 @@ def estimate(work: Work, shape: Mapping[str, int], chip: Chip | None = None, sli
     computing = tokens * flops.train_flops_per_token(work.model, work.length, work.trained) / (EFFICIENCY * peak)
     if work.remat == "full":
         computing *= 4 / 3
+    if work.reference_forward:
+        computing += tokens * flops.forward_flops_per_token(work.model, work.length) / (EFFICIENCY * peak)
     waits = (sent / _bandwidth(name, shape, chip, slices) for name, sent in wire.items())
     return Estimate(memory=memory, wire=wire, seconds=computing + sum(waits))
 
@@ -138,9 +142,9 @@ def _wire(work: Work, shape: Mapping[str, int]) -> dict[str, float]:
         entries = dict(zip(leaf.axes, layout.spec(*leaf.axes), strict=True))
         over = ways(entries.get("embed"), shape)
         used = _used(layout, leaf, shape) * itemsize
-        # Gathered forwards and, kept by nobody, backwards; gradients added up and scattered.
-        weights += 3 * used * (over - 1) / over
-        replica += 2 * used / over * (1 - 1 / shape.get("replica", 1))
+        # Gathered forwards (by a reference, too) and, kept by nobody, backwards; gradients added up and scattered.
+        weights += (2 + work.trained + work.reference_forward) * used * (over - 1) / over
+        replica += 2 * work.trained * used / over * (1 - 1 / shape.get("replica", 1))
     passes = 3 if work.remat == "full" else 2
     stream = _tokens(work, shape) * model.hidden_size * itemsize
     tensor, parts, experts = layout.ways("ffn", shape), layout.ways("length", shape), layout.ways("expert", shape)

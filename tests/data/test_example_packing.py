@@ -22,8 +22,8 @@ PAD = 0
 
 def example(prompt, *responses, counted=None, label=True):
     arrays = [np.array(ids, np.int32) for ids in (prompt, *responses)]
-    counted = np.ones(len(responses[0]), bool) if counted is None else np.array(counted, bool)
-    return Example(arrays[0], tuple(arrays[1:]), counted, label, False, False)
+    counted = [[True] * len(ids) for ids in responses] if counted is None else counted
+    return Example(arrays[0], tuple(arrays[1:]), tuple(np.array(c, bool) for c in counted), label, False, False)
 
 
 @st.composite
@@ -33,7 +33,7 @@ def conversations(draw):
     made = []
     for prompt, response in draw(st.lists(st.tuples(st.one_of(st.just([]), ids), ids), min_size=1, max_size=30)):
         counted = draw(st.lists(st.booleans(), min_size=len(response), max_size=len(response)))
-        made.append(example(prompt, response, counted=counted))
+        made.append(example(prompt, response, counted=[counted]))
     return made
 
 
@@ -59,7 +59,7 @@ def test_packing_loses_doubles_and_splits_nothing(examples, length, together):
             found[tuple(ids[here]), tuple(weighted[here] > 0)] += 1
     expected = collections.Counter()
     for each in examples:
-        counts = np.concatenate([np.zeros(len(each.prompt), bool), each.counted])
+        counts = np.concatenate([np.zeros(len(each.prompt), bool), *each.counted])
         counts[0] = False  # nothing foretells it
         expected[tuple(np.concatenate([each.prompt, *each.responses])), tuple(counts)] += 1
     assert found == expected
@@ -83,6 +83,17 @@ def test_pairs_lie_side_by_side():
     assert {array.dtype for array in batch[:2]} == {
         np.dtype(np.int32)
     } and batch.weights.dtype == batch.labels.dtype == np.float32
+
+
+def test_each_response_of_a_pair_has_weights_of_its_own():
+    row, counts = pair_row_type(6, 301), [[True, False, True], [True, True]]
+    pair = pair_batch(
+        decode_rows(encode_rows(pack_pairs([example([1, 5], [7, 8, 2], [9, 2], counted=counts)], row, PAD)), row), True
+    )
+    assert pair.weights.tolist() == [[0, 1, 0, 1, 0, 0], [0, 1, 1, 0, 0, 0]]
+    said = [example([1, 5], [7, 8, 2], counted=counts[:1]), example([1], [9, 2], counted=[[False, True]])]
+    pairs = pair_batch(pack_pairs(said, pair_row_type(3, 301), PAD), False)  # a row has room for 4 ids
+    assert pairs.weights.tolist() == [[0, 1, 0], [0, 0, 1], [0, 1, 0], [1, 0, 1]]
 
 
 def test_a_labelled_response_is_paired_with_one_to_another_prompt():

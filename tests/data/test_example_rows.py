@@ -88,7 +88,10 @@ def test_tfds(tmp_path, monkeypatch):
 
 
 def test_sources_that_hold_no_rows(config_of):
-    for source, words in (("stdlib", "holds text, and data.form asks for rows"), ("jsonl:{}#text", "leave out #text")):
+    for source, words in (
+        ("stdlib", "asks for rows: give jsonl:, parquet:, arrayrecord: or"),
+        ("jsonl:{}#text", "leave out #text"),
+    ):
         config = config_of(GOOD)
         with pytest.raises(ConfigError, match=words):
             prepare(config_of(GOOD, sources=(source.format(config.sources[0].partition(":")[2]),)))
@@ -145,6 +148,28 @@ def test_only_ten_places_are_told(config_of):
     with pytest.raises(DataError, match=r"(?s)60 of 60 rows .*line 10: .*\.\.\. and 50 more") as caught:
         prepare(config_of([{"prompt": "a"}] * 60))
     assert "line 11:" not in str(caught.value)
+
+
+def test_the_first_places_are_told_in_the_order_of_the_file(config_of):
+    rows = [{"prompt": "\x1b[2J"}, *["{not json"] * 6, {"prompt": "a"}, *GOOD[:3], *["[1]"] * 9]
+    for block_bytes in (1 << 20, 1):
+        with pytest.raises(DataError) as caught:
+            prepare(config_of(rows), block_bytes=block_bytes)
+        told = [line for line in str(caught.value).splitlines() if line.startswith("  /")]
+        assert [int(line.split(", line ")[1].split()[0].strip(":")) for line in told] == [*range(1, 9), 12, 13]
+
+
+def test_faults_are_told_without_control_characters(config_of):
+    with pytest.raises(DataError, match=r"Keys: prompt, \\x1b\[2J;") as caught:
+        prepare(config_of([{"prompt": "a", "\x1b[2J": "b"}]))
+    assert "\x1b" not in str(caught.value)
+
+
+def test_columns_of_parquet_that_are_null(config_of, tmp_path):
+    columns = {"messages": [TALK, None], "prompt": [None, "p"], "response": [None, "r"], "tools": [None, None]}
+    write_parquet(tmp_path / "x.parquet", columns)
+    prepared = prepare(config_of([], "conversations", sources=(f"parquet:{tmp_path}/x.parquet",)))
+    assert prepared.train.documents == 2 and prepared.faults == ()
 
 
 def test_neither_workers_nor_interruptions_change_a_byte(config_of, tmp_path, monkeypatch):

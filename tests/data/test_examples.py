@@ -5,16 +5,19 @@ import json
 import pytest
 
 from jaxlm.data.byte_tokenizer import ByteTokenizer
+from jaxlm.data.data_config import DataConfig
 from jaxlm.data.example_config import ExampleConfig
 from jaxlm.data.example_fields import Fault
 from jaxlm.data.examples import encode_example, texts_of
+from jaxlm.errors import ConfigError
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 TOKENIZER = ByteTokenizer()
-ASKED, SAID, OTHER = (
-    {"role": role, "content": text} for role, text in (("user", "hi"), ("assistant", "ho"), ("assistant", "no"))
+ASKED, SAID, OTHER, TOOL, SYSTEM = (
+    {"role": role, "content": text}
+    for role, text in (("user", "hi"), ("assistant", "ho"), ("assistant", "no"), ("tool", "7"), ("system", "s"))
 )
 
 
@@ -64,12 +67,60 @@ def test_texts_as_a_chat_and_other_names():
 def test_conversations_and_labels():
     example = encoded({"messages": [ASKED, SAID, ASKED, OTHER]}, "conversations")
     assert texts(example) == ["<user>hi<assistant>", "ho<user>hi<assistant>no$"]
-    assert TOKENIZER.decode(example.responses[0][example.counted]) == "hono"
+    assert TOKENIZER.decode(example.responses[0][example.counted[0]]) == "hono"
     example = encoded({"prompt": "a", "response": "b", "kind": "x"}, "conversations")
-    assert texts(example) == ["^a", "b$"] and example.counted.tolist() == [True, True]
+    assert texts(example) == ["^a", "b$"] and example.counted[0].tolist() == [True, True]
     for label, desirable in ((True, True), (0, False), (1.0, True)):
         example = encoded({"prompt": [ASKED], "response": [SAID], "label": label}, "labels")
         assert texts(example) == ["<user>hi<assistant>", "ho$"] and example.label is desirable
+
+
+def counted(example):
+    """Return what counts of each response, as text."""
+    return [TOKENIZER.decode(ids[counts]) for ids, counts in zip(example.responses, example.counted, strict=True)]
+
+
+def test_only_chosen_roles_count_of_responses_of_several_turns():
+    example = encoded({"prompt": [ASKED], "chosen": [SAID, TOOL, ASKED, OTHER], "rejected": [OTHER]}, room=99)
+    assert texts(example)[1] == "ho<tool>7<user>hi<assistant>no$" and counted(example) == ["hono", "no"]
+    row = {"prompt": [ASKED], "response": [SAID, TOOL, OTHER]}
+    assert counted(encoded({**row, "label": True}, "labels")) == counted(encoded(row, "conversations")) == ["hono"]
+    assert counted(encoded(row, "conversations", train_on=("assistant", "tool"))) == ["ho7no"]
+    for row in ({"prompt": [ASKED], "response": [SAID]}, {"prompt": "hi", "response": "ho"}):
+        fault = encoded(row, "conversations", train_on=("user",))
+        assert fault.kind == "nothing to train on" and "'response' is the assistant's" in fault.message
+    with pytest.raises(ConfigError, match=r"'assistent' is none of .*Did you mean 'assistant'"):
+        ExampleConfig(train_on=("assistent",))
+    with pytest.raises(ConfigError, match="train_on is empty"):
+        ExampleConfig(train_on=())
+    with pytest.raises(ConfigError, match=r"lacks 'assistant'.*form = 'labels'"):
+        DataConfig(form="labels", examples=ExampleConfig(train_on=("user",)))
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": [ASKED], "response": [SAID, ASKED, OTHER]}, ["<user>hi<assistant>", "ho<user>hi<assistant>no$"]),
+        ({"prompt": [ASKED], "response": [ASKED, SAID, ASKED, OTHER]}, ["<user>hi<assistant>", "ho<user>hi<assistant>no$"]),
+        ({"prompt": "hi", "response": [SYSTEM, ASKED, SAID]}, ["<system>s<user>hi<assistant>", "ho$"]),
+        ({"prompt": [SYSTEM, ASKED], "response": [SYSTEM, {**ASKED, "id": 3}, SAID]}, ["<system>s<user>hi<assistant>", "ho$"]),
+    ],
+    ids=["said again later", "all of it", "after a system's", "with other fields"],
+)
+def test_a_prompt_is_cut_off_where_the_response_begins_with_it(row, expected):
+    assert texts(encoded(row, "conversations", room=99)) == expected
+    pair = {"prompt": row["prompt"], "chosen": row["response"], "rejected": [*row["response"][:-1], {**SAID, "content": "x"}]}
+    assert texts(encoded(pair, room=99))[:2] == expected
+
+
+def test_null_is_as_good_as_missing():
+    message = {"name": None, "tool_calls": None}
+    talk = [{**ASKED, **message}, {**SAID, **message}]
+    assert texts(encoded({"messages": talk, "prompt": None, "tools": None}, "conversations"))[1] == "ho$"
+    assert texts(encoded({"messages": None, "prompt": "a", "response": "b"}, "conversations")) == ["^a", "b$"]
+    assert texts(encoded({"prompt": None, "chosen": talk, "rejected": [ASKED, OTHER]})) == ["<user>hi<assistant>", "ho$", "no$"]
+    named = "{% for m in messages %}<{{ m.name }}>{{ m.content }}{% endfor %}"
+    assert texts(encoded({"messages": [{**ASKED, "name": "Al"}, SAID]}, "conversations", template=named))[0] == "<Al>hi"
 
 
 GOOD = {"prompt": "p", "chosen": "c", "rejected": "r"}
@@ -80,7 +131,17 @@ BAD = {
     "completion": ("labels", {"prompt": "p", "completion": "r", "label": True}, "missing key", "Did you mean 'completion'"),
     "no messages": ("conversations", {"conversation": []}, "missing key", "no 'messages'"),
     "type": ("preferences", {**GOOD, "chosen": 7}, "wrong type", "'chosen' holds int"),
-    "null": ("preferences", {**GOOD, "chosen": None}, "wrong type", "'chosen' holds null"),
+    "null": ("preferences", {**GOOD, "chosen": None}, "missing key", "'chosen' is null"),
+    "tools": ("labels", {**LABELLED, "prompt": [ASKED], "tools": [{"name": "f"}]}, "unsupported field", "the row has 'tools'"),
+    "tool calls": (
+        "conversations", {"messages": [ASKED, {"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}]},
+        "unsupported field", "a message of 'messages' has 'tool_calls'",
+    ),
+    "different prompts": (
+        "preferences", {"prompt": "hi", "chosen": [SYSTEM, ASKED, SAID], "rejected": [{**SYSTEM, "content": "t"}, ASKED, SAID]},
+        "prompts differ", "'chosen' and 'rejected' begin with different messages",
+    ),
+    "prompt not repeated": ("conversations", {"prompt": [SAID], "response": [ASKED, SAID, SAID]}, "wrong role", "begins with"),
     "message type": ("preferences", {**GOOD, "chosen": [{"role": "assistant"}]}, "wrong type", "lacks a role or a content"),
     "not messages": ("conversations", {"messages": "hi"}, "wrong type", "must be a list of messages"),
     "empty prompt": ("preferences", {**GOOD, "prompt": " \n"}, "empty prompt", "'prompt' is empty"),
@@ -101,6 +162,7 @@ BAD = {
     "role": ("conversations", {"messages": [{**ASKED, "role": "usr"}, SAID]}, "unknown role", "'usr'. Did you mean 'user'"),
     "wrong speaker": ("labels", {"prompt": [SAID], "response": [ASKED, SAID], "label": 1},
                       "wrong role", "begins with a message of role 'user'"),
+    "wrong end": ("labels", {"prompt": [ASKED], "response": [SAID, ASKED], "label": 1}, "wrong role", "ends with a message"),
     "nobody": ("conversations", {"messages": [ASKED, ASKED]}, "nothing to train on", "no message of assistant"),
     "empty talk": ("conversations", {"messages": []}, "empty conversation", "has no message"),
     "long prompt": ("preferences", {**GOOD, "prompt": "p" * 64}, "prompt too long", "65 tokens of prompt and 2 of response"),
@@ -149,7 +211,7 @@ def test_long_responses():
     talk = {"messages": [ASKED, SAID, ASKED, OTHER]}  # <user>hi<assistant>ho<user>hi<assistant>no$
     cut = encoded(talk, "conversations", room=30, max_prompt_length=20)
     assert texts(cut) == ["<user>hi<assistant>", "ho<user>hi<"] and cut.cut_response
-    assert TOKENIZER.decode(cut.responses[0][cut.counted]) == "ho"
+    assert TOKENIZER.decode(cut.responses[0][cut.counted[0]]) == "ho"
     assert encoded(talk, "conversations", room=30, max_prompt_length=20, long_response="refuse").kind == "response too long"
     assert encoded(talk, "conversations", room=12).kind == "prompt too long"
 

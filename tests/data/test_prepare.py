@@ -233,7 +233,7 @@ def test_sources_are_checked_before_any_is_read(books, byte_config, tmp_path):
 def test_progress_rises_to_the_end(byte_config):
     told = []
     prepare(byte_config(), report=lambda stage, fraction: told.append((stage, fraction)), block_bytes=BLOCK)
-    assert told[0] == ("training the tokenizer", 0.0)
+    assert told[0] == ("reading the tokenizer", 0.0)
     fractions = [fraction for _, fraction in told]
     assert fractions == sorted(fractions) and fractions[-1] == pytest.approx(1)
 

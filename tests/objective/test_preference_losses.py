@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxlm.errors import ConfigError
-from jaxlm.objective.preference_config import PreferenceConfig
+from jaxlm.objective.preference_config import OF_SCORES, Loss, PreferenceConfig
 from jaxlm.objective.preference_losses import Pair, label_losses, pair_losses, rewards
 
 STORED = np.load(Path(__file__).parents[1] / "reference" / "preferences.npz")
@@ -142,6 +143,22 @@ def test_filling_has_finite_gradients(loss):
     zero = Pair(jnp.zeros(1), jnp.zeros(1))
     gradient = jax.grad(lambda policy: pair_losses(config, policy, zero, zero)[0])(zero)
     assert np.all(np.isfinite(np.concatenate(gradient)))
+
+
+def test_nothing_overflows_however_far_the_policy_is_from_its_reference():
+    far = np.array([0.0, 60.0, -100.0, 1000.0, -1000.0], np.float32)
+    ratios = np.stack(np.meshgrid(far, far), axis=-1).reshape(-1, 2)
+    policy, reference = Pair(*jnp.asarray(np.minimum(ratios - 2000.0, -1.0).T)), Pair(*jnp.full((2, len(ratios)), -2000.0))
+    lengths = Pair(*jnp.full((2, len(ratios)), 3.0))
+    for loss in get_args(Loss):
+        if loss == "kto":
+            continue
+        smoothing = {"label_smoothing": 0.001} if loss == "exo_pair" else {}
+        for divergence in ("reverse_kl", "forward_kl", "js", "alpha") if loss in OF_SCORES else ("reverse_kl",):
+            config = PreferenceConfig(loss=loss, divergence=divergence, **smoothing)
+            gradients = jax.grad(lambda p, c=config: jnp.sum(pair_losses(c, p, reference, lengths)))(policy)
+            for found in (pair_losses(config, policy, reference, lengths), *gradients):
+                assert np.all(np.isfinite(found)), (loss, divergence)
 
 
 def test_contradictions_are_refused():

@@ -1,14 +1,17 @@
 """`jaxlm data show`: what the loss sees, to the token."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from rich.text import Text
 
 from jaxlm.data.byte_tokenizer import ByteTokenizer
 from jaxlm.data.example_config import ExampleConfig
 from jaxlm.data.prepare import DataConfig, prepare
 from jaxlm.data.tokenizer import TokenizerConfig
+from jaxlm.errors import ConfigError
 from jaxlm.run import data
 from jaxlm.run.display import console
 
@@ -69,6 +72,24 @@ def test_conversations_in_one_row(tmp_path, capsys):
         "--- another example of the row",
         "<bos>│\\xc3│\\xa9⟦c│<eos>⟧",
     ]
+
+
+def test_control_characters_are_shown_as_escapes(tmp_path, capsys):
+    assert shown(prepared_of(tmp_path, [{"prompt": "\x1b[2J", "response": "a\r\x07\x7f\n"}], "conversations"), 1, capsys) == [
+        "--- train row 0: 6 of 11 tokens count",
+        "<bos>│\\x1b│[│2│J⟦a│\\r│\\x07│\\x7f│↵",
+        "│<eos>⟧",
+    ]
+    (tmp_path / "a.txt").write_text("\x1b[2J\té\n")
+    config = DataConfig(
+        sources=(f"text:{tmp_path}/a.txt",), validation_fraction=0.0, cache=str(tmp_path / "cache"),
+        tokenizer=TokenizerConfig(kind="byte", vocab_size=259),
+    )  # fmt: skip
+    data.show_data(SimpleNamespace(data=config), "train", 0, 1)
+    assert "\\x1b[2J\té\n" in capsys.readouterr().out
+    for first, count, words in ((-1, 1, "--first -1: rows are counted from 0"), (0, 0, "--rows 0: give 1 or more")):
+        with pytest.raises(ConfigError, match=words):
+            data.show_data(SimpleNamespace(data=config), "train", first, count)
 
 
 def test_colours_follow_the_mask():

@@ -112,15 +112,23 @@ def test_the_cached_reference_is_used_again_and_checked(dpo, tmp_path):
     np.testing.assert_array_equal(again.reference_log_probs["train"], whole)
     assert [table.stat().st_mtime_ns for table in tables] == written
 
-    # What was interrupted goes on where it was: of a table whose beginning is there, that is not computed again.
+    # What was interrupted goes on where it was: of a table whose beginning is there, what is not looked at stays as it is.
     table = max(tables, key=lambda table: table.stat().st_size)
-    begun = np.concatenate([whole[:8] + 1.0, np.full_like(whole[8:], np.nan)])
-    table.unlink()
-    with open(table.with_suffix(".partial"), "wb") as file:
-        np.save(file, begun)
-    found = referred(dpo, tmp_path).reference_log_probs["train"]
-    np.testing.assert_allclose(found - whole, np.repeat([1.0, 0.0], [8, len(whole) - 8])[:, None] * [1, 1], atol=1e-4)
 
+    def begun(changed):
+        rows = np.concatenate([whole[:12], np.full_like(whole[12:], np.nan)])
+        rows[changed] += 1.0
+        table.unlink()
+        with open(table.with_suffix(".partial"), "wb") as file:
+            np.save(file, rows)
+        return referred(dataclasses.replace(dpo, batch_size=2), tmp_path).reference_log_probs["train"]
+
+    np.testing.assert_allclose(
+        (begun(slice(2, 4)) - whole).sum(axis=1), np.isin(np.arange(len(whole)), (2, 3)) * 2.0, atol=1e-4
+    )
+    np.testing.assert_allclose(begun(slice(0, 12)), whole, atol=1e-4)  # damaged
+
+    np.save(table, whole + 1.0)
     with pytest.raises(CheckpointError, match=r"holds .* and the reference now gives .* Remove it"):
         referred(dpo, tmp_path)
     np.save(table, np.full_like(whole, np.nan))  # no numbers: as good as none
@@ -136,7 +144,7 @@ def test_a_run_goes_on_with_the_reference_it_began_with(dpo, finished, tmp_path)
     shutil.copytree(saves / "21", saves / "99")  # the other run went on: what this one began with is still there
     assert referred(dpo, tmp_path / "dpo" / "checkpoints").reference_described["step"] == 30
     shutil.rmtree(saves / "30")
-    with pytest.raises(CheckpointError, match=r"was measured against step 30 of .* which is gone or changed"):
+    with pytest.raises(ConfigError, match=r"was measured against step 30 of .* which is gone or changed"):
         train(dataclasses.replace(dpo, steps=2), tmp_path / "dpo", allow_config_change=True)
 
 
@@ -145,18 +153,25 @@ def test_a_run_goes_on_with_the_reference_it_began_with(dpo, finished, tmp_path)
     {"preference": PreferenceConfig(reference="live"), "lora": LoraConfig(rank=2), "accumulate": 2, "batch_size": 16},
     {"preference": PreferenceConfig(loss="orpo"), "init_from": "", "moe": MoeConfig(num_experts=4)},
 ], ids=["simpo", "lora", "mixture"])  # fmt: skip
-def test_other_losses_adapters_and_mixtures(dpo, tmp_path, changes):
+def test_other_losses_adapters_and_mixtures(dpo, tmp_path, capsys, monkeypatch, changes):
     moe = changes.pop("moe", None)
     experiment = dataclasses.replace(dpo, steps=3, **changes)
     if moe:
         experiment = dataclasses.replace(experiment, model=dataclasses.replace(dpo.model, moe=moe))
     rows = train(experiment, tmp_path / "run")
     assert np.all(np.isfinite(losses(rows))) and losses(rows)[-1] < losses(rows)[0]
-    if experiment.lora.rank:
+    if experiment.lora.rank:  # its reference is its own base, wherever that came from
         assert losses(rows)[0] == pytest.approx(math.log(2), abs=1e-6)
+        monkeypatch.setattr("jaxlm.commands.reading.start_jax", lambda *_, **__: None)
+        config = json.loads((tmp_path / "run" / "config.json").read_text())
+        (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"init_from": "/nowhere"}))
+        capsys.readouterr()
+        assert main(["eval", str(tmp_path / "run")]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["loss"] == pytest.approx(losses(rows, "validation")[-1], rel=1e-4) and found["reference"]["base"]
 
 
-def test_kto_learns_from_labels(dpo, pairs, tmp_path):
+def test_kto_learns_from_labels(dpo, pairs, tmp_path, capsys, monkeypatch):
     rows = [json.loads(line) for line in pairs.read_text().splitlines()]
     labelled = [
         {"prompt": row["prompt"], "response": row[name], "label": name == "chosen"}
@@ -170,6 +185,10 @@ def test_kto_learns_from_labels(dpo, pairs, tmp_path):
     rows = train(experiment, tmp_path / "kto")
     assert rows[0]["loss"] == pytest.approx(0.5, abs=1e-6) and rows[0]["kto_kl"] == pytest.approx(0, abs=1e-6)
     assert losses(rows, "validation")[-1] < 0.49
+    monkeypatch.setattr("jaxlm.commands.reading.start_jax", lambda *_, **__: None)
+    capsys.readouterr()
+    assert main(["eval", str(tmp_path / "kto")]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(losses(rows, "validation")[-1], rel=1e-4)
 
 
 def test_what_contradicts_itself_is_refused(dpo):
