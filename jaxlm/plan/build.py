@@ -121,7 +121,7 @@ def build(request: dict[str, Any]) -> str:
             "optimizer": bytes_of(state.optimizer),
             "batch": bytes_of(inputs[:2]),
             "reference": bytes_of(inputs[2]),
-        },  # fmt: skip
+        },
         "versions": request["versions"],
         "options": request["options"],
     }
