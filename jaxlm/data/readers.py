@@ -108,6 +108,7 @@ def _json_document(line: bytes, identifier: str, where: str, field: str) -> Docu
 
 
 def chunks_of(path: Path) -> Iterator[bytes]:
+    """Yield the bytes of a plain, .gz or .zst file, chunk by chunk; EOFError, BadGzipFile or zlib.error for a damaged one."""
     if path.suffix == ".zst":
         yield from _zstandard_chunks(path)
         return
@@ -135,6 +136,7 @@ def _zstandard_chunks(path: Path) -> Iterator[bytes]:
 
 
 def lines_of(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the lines of chunks of bytes, without their ends."""
     pieces = []  # of a line that goes on; joined once, because a file without line ends may be one line of gigabytes
     for chunk in chunks:
         first, *others = chunk.split(b"\n")
