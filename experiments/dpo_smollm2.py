@@ -22,7 +22,10 @@ seeds; before, 0.38 of the answers drawn were right, and the model's own log-pro
 Implicit rewards tell right from wrong, but no better than the base's log-probability did; a smaller beta moves further, towards
 answering less. The chosen falls too in the means of the two smaller betas, but the intervals take in zero; both fell in 63, 54,
 31 and 22 % of pairs. On new templates accuracy is 0.64 to 0.69; hardly any problem is answered, before or after. Wrong final
-numbers are found (0.95), slips of arithmetic least (0.56 to 0.66). SmolLM2 and real models' solutions: not run in full yet.
+numbers are found (0.95), slips of arithmetic least (0.56 to 0.66).
+
+SmolLM2 on real models' solutions (64 pairs, 8 steps, one seed): nothing is learnt that carries over to 64 held-out questions,
+accuracy 0.484 (0.359 to 0.609), while both log-probabilities fall alike, by 2.4 nats. On word problems: not run in full.
 """
 
 import argparse
