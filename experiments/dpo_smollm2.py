@@ -26,8 +26,8 @@ numbers are found (0.95), slips of arithmetic least (0.56 to 0.66).
 
 SmolLM2 (one seed, beta 0.1): on word problems (96 pairs, 12 steps) 0.844 of 96 held-out pairs are told apart, the chosen rising
 by 4.9 nats, the rejected falling by 1.0; other betas and its answers were not run. On real models' solutions (64 pairs,
-8 steps) nothing is learnt that carries over to 64 held-out questions: accuracy 0.484 (0.359 to 0.609), both log-probabilities falling
-alike, by 2.4 nats.
+8 steps) nothing is learnt that carries over to 64 held-out questions: accuracy 0.484 (0.359 to 0.609), both log-probabilities
+falling alike, by 2.4 nats.
 """
 
 import argparse
