@@ -1,4 +1,4 @@
-"""Every loss against stored values of TRL and of the official DPO code, and what each is known to want."""
+"""Every loss against stored values of TRL and of the DPO authors' function as others reproduce it, and what each wants."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def of_difference(config, h):
     return pair_losses(config, Pair(h / 2, -h / 2), Pair(zeros, zeros), Pair(zeros + 1, zeros + 1))
 
 
-def test_losses_and_gradients_are_those_of_trl_and_of_the_official_code():
+def test_losses_and_gradients_are_those_of_trl_and_of_the_authors_function():
     configs = [PreferenceConfig(**case["config"]) for case in CASES]
 
     @jax.jit
