@@ -17,8 +17,8 @@ from jaxlm.decode.generate import Request, encode_prompt, generate
 from jaxlm.layout import Layout
 from jaxlm.model import transformer
 from jaxlm.model.config import ModelConfig
-from jaxlm.ops.attention import Tokens
 from jaxlm.ops.log_probs import compare
+from jaxlm.ops.masks import Tokens
 from jaxlm.run.directory import CHECKPOINTS
 from jaxlm.run.open import OpenRun, read_params
 from jaxlm.train.checkpoint import saved_steps

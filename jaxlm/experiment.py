@@ -165,6 +165,11 @@ class Experiment:
             )
         if not self.model.causal:
             raise ConfigError("model.causal = False sees the next token, which is the target: language modelling needs True")
+        if self.model.self_extend.on:
+            raise ConfigError(
+                "model.self_extend is a way of reading a trained model, not of training one: leave it out here, and give it to "
+                "jaxlm eval, sample, chat or score (--extend.self-extend.group-size 4 --extend.self-extend.window-size 64)"
+            )
         self.router.check_model(self.model)
         self._check_post_training()
         if self.model.moe.num_experts:

@@ -20,7 +20,7 @@ from jaxlm.decode.weights import Weights, prepare
 from jaxlm.errors import ConfigError
 from jaxlm.layout import Layout
 from jaxlm.model.config import ModelConfig
-from jaxlm.ops.attention import Tokens
+from jaxlm.ops.masks import Tokens
 
 DEAD = np.float32(-1e9)  # the score of a beam that is none; minus infinity would make NaN of differences
 

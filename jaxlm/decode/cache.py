@@ -2,7 +2,9 @@
 
 Tokens take slots in order, the same slot in every row; padding is a slot of segment 0. Layers that see everything have a slot
 for every token; those with a sliding window a ring, in which token t lies in slot t modulo its size. Keys are kept rotated,
-except where frequencies depend on how long the row is: there they are kept as they are and rotated when read.
+except where frequencies depend on how long the row is: there they are kept as they are and rotated when read. Under Self-Extend
+a key is seen at its own position while it is near and at its group's when it is far: all slots hold it as it is seen far, and a
+ring of the window's size holds the last ones as they are seen near. Both are rotated once, for what moves is the query alone.
 """
 
 import functools
@@ -14,7 +16,7 @@ from jax import Array
 
 from jaxlm.layout import Layout
 from jaxlm.model.config import ModelConfig
-from jaxlm.ops.attention import Tokens
+from jaxlm.ops.masks import Tokens
 
 # Rings are this or a multiple of it, so that their rows start at even addresses.
 RING_ROUNDING = 8
@@ -26,13 +28,15 @@ class Cache:
 
     keys: tuple[Array, ...]  # a layer each, BKSH
     values: tuple[Array, ...]  # a layer each, BKSH
+    near: tuple[Array, ...]  # under Self-Extend a layer each, a ring of keys at their true positions; their values are above
     places: dict[str, Tokens]  # by kind of attention, BS int32: what lies in each slot; segment 0: nothing
     used: Array  # () int32: tokens that have taken a slot, padding included
 
 
 def ring_size(config: ModelConfig, slots: int) -> int:
-    """Return the slots of a sliding layer in a cache for `slots` tokens."""
-    return min(-(-config.sliding_window // RING_ROUNDING) * RING_ROUNDING, slots)
+    """Return the slots of a ring in a cache for `slots` tokens: of a sliding layer or Self-Extend's; all in a model without."""
+    window = config.sliding_window or config.self_extend.window_size
+    return min(-(-window // RING_ROUNDING) * RING_ROUNDING, slots) if window else slots
 
 
 def size_of(kind: str, config: ModelConfig, slots: int) -> int:
@@ -50,18 +54,19 @@ def empty_cache(config: ModelConfig, layout: Layout, batch: int, slots: int) -> 
     """Return a cache for `slots` tokens in `batch` rows, placed as keys and values are."""
     spec, dtype = layout.spec("batch", "kv_heads", None, None), jnp.dtype(config.compute_dtype)
 
-    def arrays() -> tuple[Array, ...]:
-        sizes = [size_of(config.attention_kind(layer), config, slots) for layer in range(config.num_layers)]
+    def arrays(sizes: list[int]) -> tuple[Array, ...]:
         return tuple(jnp.zeros((batch, config.kv_heads, size, config.head_size), dtype, out_sharding=spec) for size in sizes)
 
     def nothing(size: int) -> Array:
         return jnp.zeros((batch, size), jnp.int32, out_sharding=layout.spec("batch", None))
 
+    sizes = [size_of(config.attention_kind(layer), config, slots) for layer in range(config.num_layers)]
+    near = [ring_size(config, slots)] * config.num_layers if config.self_extend.on else []
     places = {}
     for kind in kinds(config):
         size = size_of(kind, config, slots)
         places[kind] = Tokens(nothing(size), nothing(size))
-    return Cache(arrays(), arrays(), places, jnp.zeros((), jnp.int32))
+    return Cache(arrays(sizes), arrays(sizes), arrays(near), places, jnp.zeros((), jnp.int32))
 
 
 def put(slots: Array, new: Array, used: Array, axis: int) -> Array:
@@ -84,6 +89,16 @@ def put_many(slots: Array, new: Array, used: Array, count: Array | int, axis: in
     return _turned(newest, (-(used + count)) % size, axis)
 
 
+def oldest(used: Array, ring: int) -> Array:
+    """Return which of `used` tokens is the oldest that a ring of this size holds."""
+    return jnp.maximum(used - ring, 0)
+
+
+def in_order(ring: Array, used: Array, axis: int) -> Array:
+    """Return what a ring holds, from its oldest token on; after those that there are, slots that none has taken."""
+    return _turned(ring, oldest(used, ring.shape[axis]) % ring.shape[axis], axis)
+
+
 def _turned(x: Array, by: Array, axis: int) -> Array:
     """Return x with entry `by` (0 to its size - 1) first, and those before it at the end."""
     return jax.lax.dynamic_slice_in_dim(jnp.concatenate([x, x], axis), by, x.shape[axis], axis)
@@ -104,15 +119,19 @@ def forget(cache: Cache, used: Array) -> Cache:
 def enlarge(cache: Cache, config: ModelConfig, slots: int) -> Cache:
     """Return the cache with room for `slots` tokens, more than it was made for."""
 
-    def padded(x: Array, axis: int, kind: str) -> Array:
-        more = size_of(kind, config, slots) - x.shape[axis]
-        return jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)])
+    def padded(x: Array, axis: int, size: int) -> Array:
+        return jnp.pad(x, [(0, size - x.shape[axis] if i == axis else 0) for i in range(x.ndim)])
 
     def layers(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
-        return tuple(padded(x, 2, config.attention_kind(layer)) for layer, x in enumerate(arrays))
+        return tuple(padded(x, 2, size_of(config.attention_kind(layer), config, slots)) for layer, x in enumerate(arrays))
 
-    places = {kind: jax.tree.map(lambda x, kind=kind: padded(x, 1, kind), where) for kind, where in cache.places.items()}
-    return cache.replace(keys=layers(cache.keys), values=layers(cache.values), places=places)
+    places = {
+        kind: jax.tree.map(lambda x, size=size_of(kind, config, slots): padded(x, 1, size), where)
+        for kind, where in cache.places.items()
+    }
+    # A ring that grows holds every token so far, each in the slot of its number.
+    near = tuple(padded(ring, 2, ring_size(config, slots)) for ring in cache.near)
+    return cache.replace(keys=layers(cache.keys), values=layers(cache.values), near=near, places=places)
 
 
 @jax.jit
@@ -122,4 +141,4 @@ def reorder(cache: Cache, rows: Array) -> Cache:
     def chosen(x: Array) -> Array:
         return x.at[rows].get(out_sharding=jax.typeof(x).sharding)
 
-    return cache.replace(**{name: jax.tree.map(chosen, getattr(cache, name)) for name in ("keys", "values", "places")})
+    return cache.replace(**{name: jax.tree.map(chosen, getattr(cache, name)) for name in ("keys", "values", "near", "places")})

@@ -14,13 +14,22 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxlm.decode.cache import Cache, empty_cache, put, put_many
+from jaxlm.decode.attend import (
+    alibi_bias,
+    attend_chunk_both_ways,
+    attend_one,
+    attend_one_both_ways,
+    joined,
+    seen_slots,
+)
+from jaxlm.decode.cache import Cache, empty_cache, kinds, put, put_many
 from jaxlm.decode.weights import Weights, next_logits
 from jaxlm.layout import Layout
 from jaxlm.model import transformer
 from jaxlm.model.config import ModelConfig
-from jaxlm.model.rope import angles
-from jaxlm.ops.attention import MASKED, Tokens, attention, visible
+from jaxlm.model.rope import angles, both_ways, slopes
+from jaxlm.ops.attention import attention
+from jaxlm.ops.masks import Tokens
 from jaxlm.ops.positions import rotate
 
 Attend = Callable[[Array, Array, Array, int], Array]
@@ -38,19 +47,18 @@ def prefill(
     layout = dataclasses.replace(layout, length=None)  # rows are whole on their device, whatever axis they are else split over
     cache = empty_cache(config, layout, tokens_BL.shape[0], slots)
     at, late = _placed(at, layout), _rotates_late(config)
-    rotations = angles(at, config)
+    mixers = {kind: transformer.mixer(at, kind, config) for kind in kinds(config)}
+    rotations, ways = {kind: rotation for kind, (rotation, _) in mixers.items()}, both_ways(at, config)
 
     def attend(q: Array, k: Array, v: Array, layer: int) -> Array:
         kind = config.attention_kind(layer)
-        _write(cache_parts, k, v, layer, cache.used, count, kind)
+        near, far = (None, k) if ways is None else ways.keys(k)
+        _write(cache_parts, (far, v, near), layer, cache.used, count, kind)
         if late:
             q, k = rotate(q, *rotations[kind]), rotate(k, *rotations[kind])
-        return attention(
-            q, k, v, at, at, scale=config.attention_scale, causal=config.causal, window=config.window(layer),
-            softcap=config.attention_softcap, aligned=True, kernel=config.attention_kernel,
-        )  # fmt: skip
+        return mixers[kind][1](q, k, v)
 
-    cache_parts = [list(cache.keys), list(cache.values)]
+    cache_parts = [list(cache.keys), list(cache.values), list(cache.near)]
     x_BLD = _layers(weights, tokens_BL, at, None if late else rotations, attend, config, layout)
     return _finish(weights, x_BLD, cache_parts, _places(cache, at, count), cache.used + count, count, config, layout)
 
@@ -73,26 +81,30 @@ def extend(
     at = _placed(at, layout)
     late = _rotates_late(config)
     lengths_B = jnp.max(at.positions, axis=1) + 1 if lengths_B is None else jax.reshard(lengths_B, layout.spec("batch"))
-    rotations = angles(at, config, lengths_B)
-    past = {kind: jax.tree.map(_joined, where, at) for kind, where in cache.places.items()}
+    rotations, ways = angles(at, config, lengths_B), both_ways(at, config)
+    past = {kind: jax.tree.map(joined, where, at) for kind, where in cache.places.items()}
     past_rotations = {kind: angles(where, config, lengths_B)[kind] for kind, where in past.items()} if late else {}
 
     def attend(q: Array, k: Array, v: Array, layer: int) -> Array:
         kind = config.attention_kind(layer)
+        if ways is not None:
+            near, far = k_both = ways.keys(k)
+            _write(cache_parts, (far, v, near), layer, cache.used, count, kind)
+            return attend_chunk_both_ways(ways.queries(q), k_both, v, at, cache, layer, config)
         keys, values = (
-            _joined(jnp.swapaxes(old, 1, 2), new.astype(old.dtype))
+            joined(jnp.swapaxes(old, 1, 2), new.astype(old.dtype))
             for old, new in ((cache.keys[layer], k), (cache.values[layer], v))
         )
-        _write(cache_parts, k, v, layer, cache.used, count, kind)
+        _write(cache_parts, (k, v), layer, cache.used, count, kind)
         if past_rotations:
             q, keys = rotate(q, *rotations[kind]), rotate(keys, *past_rotations[kind])
         return attention(
             q, keys, values, at, past[kind], scale=config.attention_scale, causal=config.causal, window=config.window(layer),
-            softcap=config.attention_softcap,
+            softcap=config.attention_softcap, slopes=slopes(config),
         )  # fmt: skip
 
-    cache_parts = [list(cache.keys), list(cache.values)]
-    x_BLD = _layers(weights, tokens_BL, at, None if late else rotations, attend, config, layout)
+    cache_parts = [list(cache.keys), list(cache.values), list(cache.near)]
+    x_BLD = _layers(weights, tokens_BL, at, None if late or ways is not None else rotations, attend, config, layout)
     return _finish(weights, x_BLD, cache_parts, _places(cache, at, count), cache.used + count, count, config, layout)
 
 
@@ -102,69 +114,46 @@ def one_token(
     """Append one token a row; `at` is [B, 1]. What `extend` does with one token, and a decoding loop with each."""
     at = _placed(at, layout)
     late, lengths_B = _rotates_late(config), at.positions[:, 0] + 1
-    rotations = angles(at, config, lengths_B)
+    rotations, ways = angles(at, config, lengths_B), both_ways(at, config)
     past_rotations = {k: angles(where, config, lengths_B)[k] for k, where in cache.places.items()} if late else {}
     window = {"global": 0, "sliding": config.sliding_window}
-    seen = {kind: visible(at, where, causal=config.causal, window=window[kind])[:, 0] for kind, where in cache.places.items()}
-    new: list[tuple[Array, Array]] = []
+    seen = {kind: seen_slots(at, where, window[kind], config) for kind, where in cache.places.items()}
+    biases = {kind: alibi_bias(at, where, config, layout) for kind, where in cache.places.items()}
+    if ways is not None:
+        seen["near"] = seen_slots(at, cache.places["global"], config.self_extend.window_size, config)
+    new: list[tuple[Array, ...]] = []
+
+    def by_head(x: Array) -> Array:
+        return jnp.swapaxes(x, 1, 2).astype(cache.keys[0].dtype)
 
     def attend(q: Array, k: Array, v: Array, layer: int) -> Array:
-        kind, past = config.attention_kind(layer), cache.keys[layer]
-        k, v = jnp.swapaxes(k, 1, 2).astype(past.dtype), jnp.swapaxes(v, 1, 2).astype(past.dtype)
+        kind, past, v = config.attention_kind(layer), cache.keys[layer], by_head(v)
+        if ways is not None:
+            near, far = k_both = tuple(map(by_head, ways.keys(k)))
+            new.append((far, v, near))
+            return attend_one_both_ways(ways.queries(q), k_both, v, seen, cache, layer, config, layout)
+        k = by_head(k)
         new.append((k, v))
         if past_rotations:
             q, k = rotate(q, *rotations[kind]), jnp.swapaxes(rotate(jnp.swapaxes(k, 1, 2), *rotations[kind]), 1, 2)
             past = jnp.swapaxes(rotate(jnp.swapaxes(past, 1, 2), *past_rotations[kind]), 1, 2)
-        return attend_one(q, (past, k), (cache.values[layer], v), seen[kind], config, layout)
+        return attend_one(q, (past, k), (cache.values[layer], v), seen[kind], config, layout, biases[kind])
 
-    x_BLD = _layers(weights, token_B[:, None], at, None if late else rotations, attend, config, layout)
+    x_BLD = _layers(weights, token_B[:, None], at, None if late or ways is not None else rotations, attend, config, layout)
     logits_BV = next_logits(weights, x_BLD, config, layout)
     # Written after everything was read, and the compiler must see that, or it copies the cache for every token: the slot
     # depends on a logit (nothing is above infinity).
     slot = cache.used + (logits_BV[0, 0] > jnp.inf)
-    keys, values = (
-        tuple(put(old, entry[i], slot, 2) for old, entry in zip(arrays, new, strict=True))
-        for i, arrays in enumerate((cache.keys, cache.values))
+    keys, values, near = (
+        tuple(put(old, entry[i], slot, 2) for old, entry in zip(arrays, new, strict=True)) if arrays else ()
+        for i, arrays in enumerate((cache.keys, cache.values, cache.near))
     )
     places = {kind: jax.tree.map(lambda old, new: put(old, new, slot, 1), where, at) for kind, where in cache.places.items()}
-    return logits_BV, Cache(keys, values, places, cache.used + 1)
-
-
-def attend_one(
-    q_B1NH: Array, keys: tuple[Array, Array], values: tuple[Array, Array], seen_BS: Array, config: ModelConfig, layout: Layout
-) -> Array:
-    """Return attention of one query a row to the slots that it sees and to its own token, [B, 1, N, H]; softmax is float32.
-
-    Keys and values [B, K, S, H] are those of the past, read as they lie, and its own [B, K, 1, H]. Were its own written
-    first and read with the others, a loop would copy the whole cache for every token.
-    """
-    batch, _, heads, size = q_B1NH.shape
-    groups = keys[0].shape[1]
-    # Where key-value heads are whole on every device, so are the queries here: a row of them is little.
-    by_group = layout.spec("batch", "kv_heads", None, None)
-    q_B1NH = jax.reshard(q_B1NH, layout.spec("batch", None, "kv_heads", None))
-    q_BKGH = jax.lax.reshape(q_B1NH, (batch, groups, heads // groups, size), out_sharding=by_group)
-
-    def logits(keys: Array) -> Array:
-        product = jnp.einsum("bkgh,bksh->bkgs", q_BKGH, keys, preferred_element_type=jnp.float32) * config.attention_scale
-        return config.attention_softcap * jnp.tanh(product / config.attention_softcap) if config.attention_softcap else product
-
-    past, own = jnp.where(seen_BS[:, None, None], logits(keys[0]), MASKED), logits(keys[1])
-    top = jnp.maximum(jnp.max(past, axis=-1, keepdims=True), own)
-    past, own = jnp.exp(past - top), jnp.exp(own - top)
-    total = jnp.sum(past, axis=-1, keepdims=True) + own
-    past, own = ((x / total).astype(values[0].dtype) for x in (past, own))
-    mixed = jnp.einsum("bkgs,bksh->bkgh", past, values[0]) + own * values[1]
-    mixed = jax.lax.reshape(mixed, (batch, 1, heads, size), out_sharding=layout.spec("batch", None, "kv_heads", None))
-    return jax.reshard(mixed, layout.spec("batch", None, "heads", None))
+    return logits_BV, Cache(keys, values, near, places, cache.used + 1)
 
 
 def _rotates_late(config: ModelConfig) -> bool:
     return config.positions == "rope" and config.rope_scaling.by_length
-
-
-def _joined(old: Array, new: Array) -> Array:
-    return jnp.concatenate([old, new], axis=1)
 
 
 def _placed(at: Tokens, layout: Layout) -> Tokens:
@@ -183,9 +172,11 @@ def _layers(
     return x_BLD
 
 
-def _write(parts: list[list[Array]], k: Array, v: Array, layer: int, used: Array, count: Array, kind: str) -> None:
-    for slots, new in zip(parts, (k, v), strict=True):
-        slots[layer] = put_many(slots[layer], jnp.swapaxes(new, 1, 2), used, count, 2, ring=kind == "sliding")
+def _write(parts: list[list[Array]], new: tuple[Array | None, ...], layer: int, used: Array, count: Array, kind: str) -> None:
+    """Put a chunk's keys and values, and under Self-Extend its near keys, into the layer's slots and rings."""
+    for slots, entries, ring in zip(parts, new, (kind == "sliding", kind == "sliding", True), strict=False):
+        if slots:
+            slots[layer] = put_many(slots[layer], jnp.swapaxes(entries, 1, 2), used, count, 2, ring=ring)
 
 
 def _places(cache: Cache, at: Tokens, count: Array) -> dict[str, Tokens]:
@@ -202,4 +193,4 @@ def _finish(
     config: ModelConfig, layout: Layout,
 ) -> tuple[Array, Cache]:  # fmt: skip
     last = jax.lax.dynamic_slice_in_dim(x_BLD, count - 1, 1, axis=1)
-    return next_logits(weights, last, config, layout), Cache(tuple(parts[0]), tuple(parts[1]), places, used)
+    return next_logits(weights, last, config, layout), Cache(*map(tuple, parts), places, used)

@@ -14,7 +14,7 @@ from jaxlm.decode.sampling import Controls, choose, penalized
 from jaxlm.decode.weights import Weights
 from jaxlm.layout import Layout
 from jaxlm.model.config import ModelConfig
-from jaxlm.ops.attention import Tokens
+from jaxlm.ops.masks import Tokens
 
 
 @struct.dataclass

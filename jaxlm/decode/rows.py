@@ -10,7 +10,7 @@ from jaxlm.decode.forward import prefill
 from jaxlm.decode.weights import Weights
 from jaxlm.layout import Layout
 from jaxlm.model.config import ModelConfig
-from jaxlm.ops.attention import Tokens
+from jaxlm.ops.masks import Tokens
 
 # Prompts are padded to multiples of this, and caches too, so that few shapes are compiled.
 ROUNDING = 64

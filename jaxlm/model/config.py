@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from jaxlm.config import Range, config
 from jaxlm.errors import ConfigError
 from jaxlm.model.moe_config import MoeConfig
-from jaxlm.model.rope_config import RopeScaling
+from jaxlm.model.rope_config import RopeScaling, SelfExtend
 
 Size = Annotated[int, Range(1)]
 Fraction = Annotated[float, Range(0, 1)]
@@ -50,14 +50,16 @@ class ModelConfig:
     norm_epsilon: Annotated[float, Range(0, 1)] = 1e-5
     """Added to the variance (or mean square) under the root."""
 
-    positions: Literal["rope", "learned", "sinusoidal", "none"] = "rope"
-    """How the order of tokens is known."""
+    positions: Literal["rope", "alibi", "learned", "sinusoidal", "none"] = "rope"
+    """How the order of tokens is known; alibi: attention falls with distance, by a slope for each head (arXiv:2108.12409)."""
     rope_theta: Annotated[float, Range(1)] = 10_000.0
     """Base of the rotary frequencies."""
     rope_fraction: Fraction = 1.0
     """The part of each head that is rotated (partial RoPE)."""
     rope_scaling: RopeScaling = RopeScaling()
     """How frequencies are changed for longer contexts."""
+    self_extend: SelfExtend = SelfExtend()
+    """Grouped positions for far keys, where a trained model reads rows that are longer than it was trained on."""
     sliding_rope_theta: Annotated[float, Range(0)] = 0.0
     """Base of the rotary frequencies in sliding layers, unscaled (Gemma 3); 0 means as in all others."""
     attention_pattern: tuple[Literal["global", "sliding"], ...] = ("global",)
@@ -113,6 +115,8 @@ class ModelConfig:
             )
         if self.positions == "rope":
             self._check_rope()
+        if self.self_extend.on:
+            self._check_self_extend()
         if not self.attention_pattern:
             raise ConfigError('model.attention_pattern is empty: name at least one kind, for example ("global",)')
         if "sliding" in self.attention_pattern and not self.sliding_window:
@@ -148,10 +152,27 @@ class ModelConfig:
                     f"model.rope_scaling.{name} has {len(factors)} entries: longrope takes one for each of the {pairs} rotated "
                     "pairs of a head"
                 )
-        if kind == "dynamic" and self.rotary_dim < 3:
+        if kind in ("ntk", "dynamic") and self.rotary_dim < 3:
             raise ConfigError(
-                f"model.rope_scaling.kind = 'dynamic' needs 3 rotated features or more, a head has {self.rotary_dim}"
+                f"model.rope_scaling.kind = {kind!r} needs 3 rotated features or more, a head has {self.rotary_dim}"
             )
+
+    def _check_self_extend(self) -> None:
+        extend, length = self.self_extend, self.self_extend.original_length or self.max_length
+        reason = None
+        if self.positions != "rope":
+            reason = f"it groups the positions of RoPE, and this model has positions = {self.positions!r}"
+        elif "sliding" in self.attention_pattern:
+            reason = "sliding layers never see the far keys that it groups: set attention_pattern = ('global',)"
+        elif not self.causal:
+            reason = "it groups keys behind a query, and bidirectional attention looks ahead, too"
+        elif self.rope_scaling.by_length:
+            reason = f"rope_scaling.kind = {self.rope_scaling.kind!r} changes positions by length already: choose one of them"
+        elif extend.window_size > length:
+            reason = f"window_size = {extend.window_size} is more than the length trained at, {length}: half of that is usual"
+        if reason:
+            raise ConfigError(f"model.self_extend cannot be used: {reason}")
+        extend.check_length(self.max_length, length)
 
     def _check_moe(self) -> None:
         outside = [layer for layer in self.moe.dense_layers if not 0 <= layer < self.num_layers]

@@ -1,4 +1,4 @@
-"""How rotary frequencies are changed for contexts longer than the one a model began with, as values."""
+"""How rotary positions are changed for contexts longer than the one a model began with, as values."""
 
 import math
 from typing import Annotated, Literal
@@ -11,8 +11,9 @@ from jaxlm.errors import ConfigError
 class RopeScaling:
     """Which frequencies queries and keys are rotated by; names and defaults are those of Hugging Face configurations."""
 
-    kind: Literal["none", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional"] = "none"
-    """linear: positions divided by `factor` (arXiv:2306.15595); dynamic: NTK-aware, by the row's length; yarn
+    kind: Literal["none", "linear", "ntk", "dynamic", "yarn", "longrope", "llama3", "proportional"] = "none"
+    """linear: positions divided by `factor` (position interpolation, arXiv:2306.15595); ntk: the base raised, so that the
+    longest wavelength grows by `factor` and the shortest stays; dynamic: the same by the row's length; yarn
     (arXiv:2309.00071); longrope (arXiv:2402.13753); llama3 (arXiv:2407.21783); proportional: wavelengths of the whole head."""
     factor: Annotated[float, Range(0)] = 1.0
     """How many times longer contexts become."""
@@ -76,3 +77,69 @@ class RopeScaling:
         if self.mscale and self.mscale_all_dim:
             return (0.1 * self.mscale * log + 1.0) / (0.1 * self.mscale_all_dim * log + 1.0)
         return 0.1 * log + 1.0
+
+
+@config
+class SelfExtend:
+    """Far keys are seen at grouped positions that the model was trained on, near ones where they are (arXiv:2401.01325).
+
+    A way of reading a trained model: nothing is trained with it. Names are those of the paper's code.
+    """
+
+    group_size: Annotated[int, Range(1)] = 1
+    """How many far positions become one (G)."""
+    window_size: Annotated[int, Range(0)] = 0
+    """How many of the last keys, the token itself included, are seen where they are (w); 0 is off."""
+    scale_base: Annotated[float, Range(0)] = 0.0
+    """Queries at position i times max(1, ln(i + 1) / ln scale_base), for far retrieval; the paper has the length trained at;
+    0 is off."""
+    original_length: Annotated[int, Range(0)] = 0
+    """The length trained at; 0 means model.max_length."""
+
+    def check(self) -> None:
+        """Raise ConfigError where fields contradict one another."""
+        if self.window_size % self.group_size:
+            near = self.window_size - self.window_size % self.group_size or self.group_size
+            raise ConfigError(
+                f"self_extend.window_size = {self.window_size} must be a multiple of group_size = {self.group_size}, or "
+                f"relative positions would leap where grouped ones begin: take {near}"
+            )
+        if self.group_size > 1 and not self.window_size:
+            raise ConfigError(
+                f"self_extend.group_size = {self.group_size} needs window_size, the keys that are seen where they are: a "
+                "quarter of the length trained at, say"
+            )
+        if 0 < self.scale_base <= 1:
+            raise ConfigError(
+                f"self_extend.scale_base = {self.scale_base:g} must be above 1: the length trained at, or 0 for none"
+            )
+        if not self.on and (self.scale_base or self.original_length):
+            raise ConfigError("self_extend.window_size = 0 turns Self-Extend off: set it, or leave the other fields out")
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is grouped."""
+        return self.window_size > 0
+
+    def longest(self, original_length: int) -> int:
+        """Return the greatest length whose relative positions all stay below the one trained at."""
+        return self.group_size * (original_length - self.window_size) + self.window_size
+
+    def check_length(self, wanted: int, original_length: int) -> None:
+        """Raise ConfigError where rows of `wanted` tokens are more than this reaches, and say what would."""
+        if wanted <= self.longest(original_length):
+            return
+        wider = (_grouped_by(group, self.window_size, original_length) for group in range(self.group_size, original_length))
+        found = next((each for each in wider if each.longest(original_length) >= wanted), None)
+        advice = f"group_size = {found.group_size} with window_size = {found.window_size}, or " if found else ""
+        raise ConfigError(
+            f"model.max_length = {wanted} is more than self_extend.group_size = {self.group_size} and window_size = "
+            f"{self.window_size} reach: {self.longest(original_length)} tokens, of a model trained at {original_length}. Take "
+            f"{advice}a shorter max_length"
+        )
+
+
+def _grouped_by(group: int, window: int, original_length: int) -> SelfExtend:
+    """Return the widest window, of what was asked for or less, with which groups of this size make a row longer."""
+    window = max(min(window, original_length - 1) // group * group, group)
+    return SelfExtend(group_size=group, window_size=window)

@@ -20,9 +20,12 @@ from jaxlm.model import layers, moe
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.edit import Edit, unchanged
 from jaxlm.model.moe import Moe, Routed
-from jaxlm.model.rope import Rotation, angles
-from jaxlm.ops.attention import SPLASH_RESIDUALS, Tokens, attention
+from jaxlm.model.rope import Rotation, angles, both_ways, slopes
+from jaxlm.ops.attention import attention
+from jaxlm.ops.masks import Tokens
 from jaxlm.ops.positions import sinusoidal
+from jaxlm.ops.self_extend import self_extend
+from jaxlm.ops.splash import SPLASH_RESIDUALS
 from jaxlm.param import Param, tree_map
 
 Remat = Literal["none", "dots", "full"]
@@ -160,26 +163,41 @@ def forward(
     padding). `remat` chooses what the backward pass recomputes: next to nothing (`CHEAP`), all but matrix products, or whole
     layers. With `key`, what belongs to training is on: dropout, and in mixtures jitter, noise and the training capacity.
     """
-    rotations = angles(at, config)
+    mixers = {kind: mixer(at, kind, config) for kind in sorted(set(config.attention_pattern))}
     real_BL = at.segments != 0 if at.segments is not None else jnp.ones_like(tokens_BL, dtype=bool)
     x_BLD = edit("embed", 0, embed(p, tokens_BL, at, config, layout))
     if key is not None:
         x_BLD = dropout(x_BLD, jax.random.fold_in(key, config.num_layers), config.dropout)
 
     def one_layer(x_BLD: Array, weights: Block, layer: Array, place: int) -> tuple[Array, Routed | None]:
-        rope = rotations and rotations[config.attention_kind(place)]
-
-        def attend(q: Array, k: Array, v: Array) -> Array:
-            return attention(
-                q, k, v, at, at, scale=config.attention_scale, causal=config.causal, window=config.window(place),
-                softcap=config.attention_softcap, aligned=True, kernel=config.attention_kernel,
-            )  # fmt: skip
-
+        rope, attend = mixers[config.attention_kind(place)]
         layer_key = None if key is None else jax.random.fold_in(key, layer)
         return block(weights, x_BLD, attend, rope, real_BL, layer, config, layout, edit, layer_key)
 
     x_BLD, routed = scan_layers(p.blocks, x_BLD, one_layer, config, remat)
     return edit("final", 0, layers.norm(p.final_norm, x_BLD, config)), routed
+
+
+def mixer(at: Tokens, kind: str, config: ModelConfig) -> tuple[Rotation | None, Callable[[Array, Array, Array], Array]]:
+    """Return what `block` rotates queries and keys by, and how it mixes the tokens of whole rows, in layers of this kind.
+
+    Under Self-Extend queries and keys come as they are, and are rotated here, near and far.
+    """
+    settings = {"scale": config.attention_scale, "softcap": config.attention_softcap, "aligned": True,
+                "kernel": config.attention_kernel}  # fmt: skip
+    ways = both_ways(at, config)
+    if ways is None:
+        rotations, window = angles(at, config), config.sliding_window if kind == "sliding" else 0
+        return rotations and rotations[kind], functools.partial(
+            attention, query=at, key=at, causal=config.causal, window=window, slopes=slopes(config), **settings
+        )
+
+    def attend(q: Array, k: Array, v: Array) -> Array:
+        (q_near, q_far), (k_near, k_far) = ways.queries(q), ways.keys(k)
+        window = config.self_extend.window_size
+        return self_extend(q_near, k_near, q_far, k_far, v, at, at, window_size=window, **settings)
+
+    return None, attend
 
 
 def scan_layers(

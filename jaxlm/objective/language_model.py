@@ -12,8 +12,8 @@ from jaxlm.model.config import ModelConfig
 from jaxlm.model.edit import Edit, unchanged
 from jaxlm.model.moe import Decisions
 from jaxlm.model.moe_config import MoeConfig
-from jaxlm.ops.attention import Tokens
 from jaxlm.ops.cross_entropy import cross_entropy
+from jaxlm.ops.masks import Tokens
 from jaxlm.ops.routing import Statistics
 
 

@@ -15,8 +15,8 @@ from jaxlm.model.moe import Decisions, Routed
 from jaxlm.objective.language_model import router_loss
 from jaxlm.objective.preference_config import PreferenceConfig
 from jaxlm.objective.preference_losses import Pair, label_losses, log_ratios, pair_losses, rewards
-from jaxlm.ops.attention import Tokens
 from jaxlm.ops.log_probs import TokenScores, compare, target_log_probs
+from jaxlm.ops.masks import Tokens
 from jaxlm.ops.routing import Statistics
 
 

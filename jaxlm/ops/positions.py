@@ -1,4 +1,4 @@
-"""Positions enter attention by rotating queries and keys (RoPE), or the embedding by addition (sinusoidal).
+"""Positions enter attention by rotating queries and keys (RoPE) or by a bias (ALiBi), or the embedding by addition.
 
 Frequencies are float32 angles per position, [pairs] or, where they depend on the length of a row, [B, pairs].
 """
@@ -24,8 +24,13 @@ def proportional_frequencies(head_size: int, rotated: int, theta: float) -> Arra
     return jnp.concatenate([turning, jnp.zeros(head_size // 2 - turning.shape[0])])
 
 
+def ntk_base(rotary_dim: int, theta: float, factor: float) -> float:
+    """Return the base that makes the longest wavelength `factor` times as long and leaves the shortest (NTK-aware RoPE)."""
+    return theta * factor ** (rotary_dim / (rotary_dim - 2))
+
+
 def ntk_frequencies(rotary_dim: int, theta: float, scale: Array) -> Array:
-    """Return [B, rotary_dim / 2] with the base raised so that the longest wavelength grows by `scale` [B] (NTK-aware RoPE)."""
+    """Return [B, rotary_dim / 2], each row's base raised as by `ntk_base` with its own `scale` [B]."""
     bases = theta * scale ** (rotary_dim / (rotary_dim - 2))
     exponents = jnp.arange(0, rotary_dim, 2, dtype=jnp.float32) / rotary_dim
     return 1.0 / bases[:, None] ** exponents[None, :]
@@ -97,3 +102,33 @@ def sinusoidal(positions_BL: Array, width: int) -> Array:
     frequencies = jnp.exp(-jnp.log(10_000.0) * jnp.arange(width // 2, dtype=jnp.float32) / max(width // 2 - 1, 1))
     angles = positions_BL.astype(jnp.float32)[..., None] * frequencies[None, None, :]
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def alibi_slopes(heads: int) -> Array:
+    """Return float32 [heads]: how much a head's attention logits fall with each position of distance (arXiv:2108.12409).
+
+    2 ** (-8 h / heads) for h = 1.. where `heads` is a power of two; else those of the power below, then every second one of
+    the power above.
+    """
+    below = 2 ** int(math.log2(heads))
+    slopes = [2.0 ** (-8.0 * h / below) for h in range(1, below + 1)]
+    slopes += [2.0 ** (-4.0 * h / below) for h in range(1, 2 * (heads - below), 2)]
+    return jnp.asarray(slopes, jnp.float32)
+
+
+def grouped_shift(group_size: int, window_size: int) -> int:
+    """Return what is added to a query's grouped position, so that grouped distances go on where the window's end."""
+    return window_size - window_size // group_size
+
+
+def self_extend_relative(query: Array, key: Array, group_size: int, window_size: int) -> Array:
+    """Return int32 [..., Lq, Lk]: the relative position that each query at positions [..., Lq] sees each key [..., Lk] at.
+
+    Within `window_size` keys, its own included, the true one; beyond, that of their groups of `group_size`; -1 for keys that
+    come later (Self-Extend, arXiv:2401.01325). Positions count the tokens of a document from 0. Where `group_size` does not
+    divide `window_size` relative positions leap at the window's end.
+    """
+    query, key = query[..., :, None], key[..., None, :]
+    grouped = query // group_size + grouped_shift(group_size, window_size) - key // group_size
+    near = query - key < window_size
+    return jnp.where(key > query, -1, jnp.where(near, query - key, grouped)).astype(jnp.int32)

@@ -16,6 +16,7 @@ def assumptions(compiled: Compiled, topology: Topology, estimated: Estimate | No
     if estimated:
         lines += [
             "Kernels that the compiler does not cost (attention, grouped products) run at the chip's peak or its bandwidth.",
+            *_masked(estimated),
             *_links(topology, estimated),
             "Overlap is not known: the bounds are all collectives behind compute, and none. As scheduled: those that the "
             "compiler starts ahead of their use hide behind compute, the others wait their turn.",
@@ -43,6 +44,15 @@ def _compute(compiled: Compiled, topology: Topology) -> str:
         f"Compute is the compiler's estimated cycles, loops as often as they turn, at {topology.chip.clock / 1e9:g} GHz; it "
         "behaves as a roofline with tiling."
     )
+
+
+def _masked(estimated: Estimate) -> list[str]:
+    if estimated.hardware_flops >= estimated.model_flops:
+        return []
+    return [
+        "The model's FLOPs count attention over all keys of a row, masked or not (arXiv:2204.02311); kernels skip those to "
+        "come. Of long rows less is executed than counted, and MFU may pass 100 %."
+    ]
 
 
 def _links(topology: Topology, estimated: Estimate) -> list[str]:

@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 
+from jaxlm.ops.splash import SPLASH_BLOCKS
 from jaxlm.plan.hlo import FREE, Instruction, Program, Shape
 
 # Custom calls that only tell the compiler something, or name memory.
@@ -32,7 +33,8 @@ class Work:
     flops: float | None
     """Floating-point operations of one execution, where name and shapes tell.
 
-    Attention as causal where queries are as many as keys (a narrower window would need less); grouped products of all rows.
+    Attention as causal where queries are all of a row, or halves of stretches of it that mirror one another (ops/splash.py);
+    of the last stretch otherwise (a narrower window would need less). Grouped products of all rows.
     """
     times: int
     """Executions in one call of the program."""
@@ -79,7 +81,8 @@ def kernel_flops(each: Instruction, name: str) -> float | None:
         # Without batch dimensions of its own (multi-query), a key array serves several query heads.
         queries, keys = arrays[0].dims, arrays[1].dims
         fused = product == 4 and re.search(r'use_fused_bwd_kernel\\*": true', each.attributes)
-        pairs = math.prod(queries[:-1]) * keys[-2] / (2 if queries[-2] == keys[-2] else 1)
+        halved = queries[-2] == keys[-2] or queries[-2] % (2 * SPLASH_BLOCKS[-1]) == 0
+        pairs = math.prod(queries[:-1]) * keys[-2] / (2 if halved else 1)
         return 2.0 * (5 if fused else product) * pairs * queries[-1]
     if re.search(r"(^|[^a-z])t?gmm", name) and len(arrays) >= 2 and each.results:
         # One side of the product holds all rows; groups only say which of the matrices a row meets.

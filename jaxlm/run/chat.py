@@ -27,7 +27,8 @@ from jaxlm.decode.weights import prepare
 from jaxlm.errors import ConfigError, DataError, JaxlmError
 from jaxlm.layout import Layout
 from jaxlm.model.config import ModelConfig
-from jaxlm.ops.attention import Tokens
+from jaxlm.model.extension import Extension
+from jaxlm.ops.masks import Tokens
 from jaxlm.run import display
 from jaxlm.run.open import opened
 from jaxlm.run.sample import check_seed
@@ -137,7 +138,7 @@ class Chat:
         same = (place for place, pair in enumerate(zip(self.read, ids, strict=False)) if pair[0] != pair[1])
         known = min(next(same, len(self.read)), len(ids) - 1)
         model, read = self.model, len(self.read)
-        if known < read and model.sliding_window and read > ring_size(model, self.slots):
+        if known < read and read > ring_size(model, self.slots):
             return 0  # what a ring has overwritten cannot come back
         if model.positions == "rope" and model.rope_scaling.by_length:
             # What was read with other frequencies is of no use.
@@ -156,7 +157,7 @@ def _widths(length: int) -> list[int]:
 
 def chat_with_run(
     folder: Path, step: int | None = None, *, system: str = "", tokens: int = 512, sampling: Sampling = Sampling(),
-    stop: tuple[str, ...] = (), seed: int = 0,
+    stop: tuple[str, ...] = (), seed: int = 0, extension: Extension = Extension(),
 ) -> None:  # fmt: skip
     """Answer lines of standard input until it ends: with prompts and speed on a terminal, bare answers in a pipe."""
     if tokens < 1:
@@ -164,7 +165,7 @@ def chat_with_run(
     check_seed(seed)
     for option, text in (("--system", system), *(("--stop", text) for text in stop)):
         check_text(text, option)
-    with opened(folder, step) as run:
+    with opened(folder, step, extension=extension) as run:
         tokenizer = run.needs_tokenizer()
         encode_chat(tokenizer, [{"role": "user", "content": "?"}])  # says at once where there is no template
         layout = dataclasses.replace(run.experiment.layout, batch=None)

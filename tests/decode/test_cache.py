@@ -16,7 +16,7 @@ from jaxlm.decode.loop import begin
 from jaxlm.decode.weights import prepare
 from jaxlm.layout import Layout, make_mesh
 from jaxlm.model.rope_config import RopeScaling
-from jaxlm.ops.attention import Tokens
+from jaxlm.ops.masks import Tokens
 from jaxlm.run.score import row_logits
 
 LENGTH = 20

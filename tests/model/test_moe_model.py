@@ -25,7 +25,7 @@ from jaxlm.decode.weights import prepare
 from jaxlm.layout import Layout
 from jaxlm.model import moe, transformer
 from jaxlm.objective import language_model
-from jaxlm.ops.attention import Tokens
+from jaxlm.ops.masks import Tokens
 from jaxlm.run.score import row_logits
 from jaxlm.train.step import accumulated_gradients
 

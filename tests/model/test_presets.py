@@ -16,7 +16,7 @@ from jaxlm.layout import MESH_AXES, Layout, make_mesh
 from jaxlm.model import flops, transformer
 from jaxlm.model.presets import PRESETS
 from jaxlm.objective import language_model
-from jaxlm.ops.attention import Tokens
+from jaxlm.ops.masks import Tokens
 from jaxlm.train.optimizer import OptimizerConfig, make_optimizer, schedule
 from jaxlm.train.step import GuardConfig, abstract_state, make_train_step
 

@@ -15,12 +15,12 @@ from jaxlm.model.config import ModelConfig
 from jaxlm.model.moe_config import MoeConfig
 from jaxlm.model.rope import angles, frequencies
 from jaxlm.model.rope_config import RopeScaling
-from jaxlm.ops.attention import Tokens
+from jaxlm.ops.masks import Tokens
 
 CASES = json.loads((Path(__file__).parents[1] / "reference" / "rope.json").read_text())
 
 
-def config_of(rope: dict) -> ModelConfig:
+def config_of(rope: dict, head_dim: int = 16) -> ModelConfig:
     values = {"kind": rope["rope_type"], "original_length": rope.get("original_max_position_embeddings", 64)}
     for name in ("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"):
         values |= {name: float(rope[name])} if name in rope else {}
@@ -29,18 +29,39 @@ def config_of(rope: dict) -> ModelConfig:
     for name in ("short_factor", "long_factor"):
         values |= {name: tuple(rope[name])} if name in rope else {}
     return tiny(
-        hidden_size=64, num_heads=4, num_kv_heads=4, head_dim=16, rope_theta=rope["rope_theta"],
+        hidden_size=64, num_heads=4, num_kv_heads=4, head_dim=head_dim, rope_theta=rope["rope_theta"],
         rope_fraction=rope.get("partial_rotary_factor", 1.0), rope_scaling=RopeScaling(**values),
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{i}-{case['rope']['rope_type']}" for i, case in enumerate(CASES)])
 def test_frequencies_equal_those_of_transformers(case):
-    config = config_of(case["rope"])
+    config = config_of(case["rope"], case["head_dim"])
     found = frequencies(config, jnp.array([case["length"]]))
     found = found[0] if found.ndim == 2 else found
-    np.testing.assert_allclose(found, case["frequencies"], rtol=3e-6)
+    np.testing.assert_allclose(found, case["frequencies"], rtol=1e-6)
     np.testing.assert_allclose(config.rope_scaling.amplitude(config.rope_scaling.original_length), case["attention_factor"])
+
+
+def test_static_ntk_is_dynamic_ntk_held_at_one_length():
+    """transformers has no static kind; a row of 112 tokens of 64 raises the base of the dynamic one, of factor 4, as much."""
+    dynamic = next(case for case in CASES if case["length"] == 112)
+    assert dynamic["rope"]["rope_type"] == "dynamic" and dynamic["rope"]["factor"] == 4.0
+    static = config_of(dynamic["rope"] | {"rope_type": "ntk"})
+    np.testing.assert_allclose(frequencies(static), dynamic["frequencies"], rtol=1e-6)
+    assert static.rope_scaling.amplitude(64) == 1.0
+    with pytest.raises(ConfigError, match="'ntk' needs 3 rotated features or more"):
+        tiny(rope_fraction=0.5, rope_scaling=RopeScaling(kind="ntk", factor=2.0))
+
+
+def test_values_of_the_methods_by_hand():
+    """Heads of 16 features, 64 positions, factor 4."""
+    config = config_of({"rope_type": "yarn", "factor": 4.0, "rope_theta": 10_000.0})
+    ratio = np.asarray(frequencies(config)) / np.asarray(frequencies(config_of({"rope_type": "none", "rope_theta": 1e4})))
+    np.testing.assert_allclose(ratio, [1, 0.75, 0.5, 0.25, 0.25, 0.25, 0.25, 0.25], rtol=1e-6)
+    np.testing.assert_allclose(config.rope_scaling.amplitude(64), 1.138629, rtol=1e-6)
+    dynamic = frequencies(config_of({"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}), jnp.array([128, 256]))
+    np.testing.assert_allclose(dynamic[:, 1], np.array([62924.9, 187533.2]) ** (-1 / 8), rtol=1e-6)
 
 
 def test_each_kind_of_layer_has_its_base_and_each_row_its_length():

@@ -12,7 +12,7 @@ from jaxlm import param
 from jaxlm.errors import ConfigError
 from jaxlm.layout import Layout
 from jaxlm.model import transformer
-from jaxlm.ops.attention import Tokens
+from jaxlm.ops.masks import Tokens
 
 OPTIONS = {
     "plain": {},

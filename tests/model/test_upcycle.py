@@ -11,7 +11,7 @@ from jaxlm.layout import Layout, make_mesh
 from jaxlm.model import transformer
 from jaxlm.model.moe_config import MoeConfig
 from jaxlm.model.upcycle import check_upcycling, upcycle
-from jaxlm.ops.attention import Tokens
+from jaxlm.ops.masks import Tokens
 
 DENSE = tiny(num_layers=5, attention_pattern=("sliding", "global"), sliding_window=6, biases=("up", "down"))
 MOE = MoeConfig(num_experts=4, experts_per_token=2, renormalize=True, every=3, capacity_factor=None, kernel="loop")

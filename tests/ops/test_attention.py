@@ -1,20 +1,18 @@
 """Attention against a NumPy loop, and every kernel that runs here against the plain one."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.layout import Layout, make_mesh
-from jaxlm.ops import attention as ops
-from jaxlm.ops.attention import Tokens, attention
+from jaxlm.ops import attention_kernels
+from jaxlm.ops.attention import attention, attention_and_normalizer
+from jaxlm.ops.masks import MASKED, Tokens
 
 
-def by_hand(q, k, v, query, key, scale, causal, window, softcap):
-    """Attention one query at a time, in float64."""
-    out = np.zeros(q.shape)
+def by_hand(q, k, v, query, key, scale, causal, window, softcap, beyond=0, slopes=None):
+    """Attention one query at a time, in float64, and the logarithm of its softmax's divisor."""
+    out, normalizer = np.zeros(q.shape), np.full(q.shape[:3], MASKED)
     share = q.shape[2] // k.shape[2]
     for b, i, n in np.ndindex(q.shape[:3]):
         seen = []
@@ -22,15 +20,21 @@ def by_hand(q, k, v, query, key, scale, causal, window, softcap):
             distance = int(query.positions[b, i]) - int(key.positions[b, j])
             ok = distance >= 0 if causal else True
             ok &= not window or (distance < window if causal else abs(distance) < window)
+            ok &= not beyond or (distance >= beyond if causal else abs(distance) >= beyond)
             ok &= query.segments is None or query.segments[b, i] == key.segments[b, j]
             if ok:
                 seen.append(j)
+        if not seen:
+            continue
         logits = np.array([scale * q[b, i, n] @ k[b, j, n // share] for j in seen])
         if softcap:
             logits = softcap * np.tanh(logits / softcap)
+        if slopes is not None:
+            logits -= slopes[n] * np.abs(query.positions[b, i] - key.positions[b, seen])
+        normalizer[b, i, n] = logits.max() + np.log(np.exp(logits - logits.max()).sum())
         weights = np.exp(logits - logits.max())
         out[b, i, n] = (weights / weights.sum()) @ np.stack([v[b, j, n // share] for j in seen])
-    return out
+    return out, normalizer
 
 
 def inputs(length=37, heads=4, groups=2, size=8, rows=2, packed=True, seed=0):
@@ -53,6 +57,8 @@ CASES = [
     {"causal": False},
     {"causal": False, "window": 4},
     {"window": 3, "softcap": 1.5},
+    {"beyond": 6},
+    {"slopes": np.array([0.5, 0.25, 0.125, 0.0625], np.float32), "window": 9},
 ]
 
 
@@ -61,18 +67,29 @@ CASES = [
 def test_equals_a_loop(case, groups):
     q, k, v, at = inputs(groups=groups)
     options = {"scale": 0.3, "causal": True, "window": 0, "softcap": 0.0} | case
-    found = attention(*map(jnp.asarray, (q, k, v)), at, at, aligned=True, **options)
-    np.testing.assert_allclose(found, by_hand(q, k, v, at, at, **options), atol=2e-6)
+    found = attention_and_normalizer(*map(jnp.asarray, (q, k, v)), at, at, aligned=True, **options)
+    expected = by_hand(q, k, v, at, at, **options)
+    seeing = expected[1] > MASKED
+    np.testing.assert_allclose(np.asarray(found[0])[seeing], expected[0][seeing], atol=2e-6)
+    np.testing.assert_allclose(found[1], expected[1], rtol=2e-6, atol=2e-6)
 
 
-@pytest.mark.parametrize("case", CASES[:4], ids=str)
-def test_blocks_equal_the_whole_forwards_and_backwards(case, monkeypatch):
-    monkeypatch.setattr(ops, "QUERY_BLOCK", 8)
+@pytest.mark.parametrize("stretches", [16, 3, 1], ids="{} stretches".format)
+@pytest.mark.parametrize("case", [*CASES[:4], *CASES[6:]], ids=str)
+def test_blocks_equal_the_whole_forwards_and_backwards(case, stretches, monkeypatch):
+    """In stretches of a block, of several with one that is not full, and all blocks in one."""
+    monkeypatch.setattr(attention_kernels, "QUERY_BLOCK", 8)
+    monkeypatch.setattr(attention_kernels, "STRETCHES", stretches)
     q, k, v, at = inputs()
     options = {"scale": 0.3, "aligned": True} | case
+    # What a query that sees nothing gives may differ.
+    seeing = (at.positions >= options.get("beyond", 0))[:, :, None, None]
 
     def total(kernel):
-        run = lambda q, k, v: (attention(q, k, v, at, at, kernel=kernel, **options) ** 2).sum()  # noqa: E731
+        def run(q, k, v):
+            mixed, normalizer = attention_and_normalizer(q, k, v, at, at, kernel=kernel, **options)
+            return jnp.where(seeing, mixed**2, 0.0).sum() + jnp.sin(jnp.where(seeing[..., 0], normalizer, 0.0)).sum()
+
         return jax.jit(jax.value_and_grad(run, argnums=(0, 1, 2)))(q, k, v)
 
     for a, b in zip(jax.tree.leaves(total("blocked")), jax.tree.leaves(total("plain")), strict=True):
@@ -92,36 +109,3 @@ def test_order_of_cached_keys_does_not_matter():
     shuffled = Tokens(at.positions[:, order], at.segments[:, order])
     straight = attention(q, k, v, at, at, scale=0.3, window=6)
     np.testing.assert_allclose(attention(q, k[:, order], v[:, order], at, shuffled, scale=0.3, window=6), straight, atol=1e-6)
-
-
-@pytest.fixture
-def splash_here(monkeypatch):
-    """Have the TPU's kernel interpreted."""
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
-
-    interpreted = functools.partial(splash_attention_kernel.make_splash_mqa, interpret=True)
-    monkeypatch.setattr(splash_attention_kernel, "make_splash_mqa", interpreted)
-
-
-@pytest.mark.parametrize(("shape", "window"), [({}, 0), ({"context": 2, "model": 2}, 0), ({"data": 2, "context": 2}, 100)])
-def test_splash_equals_plain_where_rows_are_split_too(splash_here, shape, window):
-    q, k, v, at = inputs(length=512, size=32)
-
-    def run(shape, kernel):
-        with jax.set_mesh(make_mesh(shape, jax.devices()[: int(np.prod(list(shape.values())))])):
-            layout = Layout()
-            heads, rows = layout.spec("batch", "length", "heads", None), layout.spec("batch", "length")
-            arrays = jax.device_put((q, k, v), heads)
-            tokens = jax.device_put(at, rows)
-
-            def total(q, k, v):
-                y = attention(q, k, v, tokens, tokens, scale=0.2, window=window, aligned=True, kernel=kernel)
-                return jnp.sum(jnp.sin(y)), y
-
-            return jax.device_get(jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(*arrays))
-
-    (_, expected), gradients = run({}, "plain")
-    (_, found), found_gradients = run(shape, "splash")
-    np.testing.assert_allclose(found, expected, atol=2e-6)
-    for a, b in zip(found_gradients, gradients, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)

@@ -246,6 +246,17 @@ def test_kernels_are_told_by_their_names():
     assert kernels.kernel(program.instructions["rows"], 1) is None
 
 
+def test_attention_of_a_stretch_counts_what_its_mirror_leaves():
+    """Of stretches of queries that can be halved, each device sees half of all pairs; of others the last sees nearly all."""
+    for queries, pairs in ((512, 512 * 2048 / 2), (384, 384 * 1536), (1536, 1536 * 1536 / 2)):
+        keys = 2048 if queries == 512 else 1536
+        program = hlo.parse(
+            f"ENTRY %main () -> f32[] {{\n  %q = bf16[4,{queries},128] parameter(0)\n  %k = bf16[{keys},128] parameter(1)\n"
+            f'  %splash_mqa_fwd.1 = bf16[4,{queries},128] custom-call(%q, %k, %k), custom_call_target="tpu_custom_call"\n}}\n'
+        )
+        assert kernels.kernel(program.instructions["splash_mqa_fwd.1"], 1).flops == 2 * 2 * 4 * pairs * 128
+
+
 def test_products_with_holes():
     """A batched product written as a convolution: only one place of the window meets an element, not eight."""
     line = "%x = f32[8,1024,4096] convolution(%a, %b), window={size=8 stride=7 lhs_dilate=8}, dim_labels=0fb_0io->0bf"

@@ -1,5 +1,6 @@
 """A conversation gives, turn by turn, what a reading of all of it gives; commands, a full context, an interruption."""
 
+import dataclasses
 import io
 import os
 import signal
@@ -17,7 +18,7 @@ from jaxlm.decode.sampling import Sampling
 from jaxlm.decode.weights import prepare
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.layout import Layout
-from jaxlm.model.rope_config import RopeScaling
+from jaxlm.model.rope_config import RopeScaling, SelfExtend
 from jaxlm.run import chat as module
 from jaxlm.run.chat import Chat, chat_with_run, talk
 
@@ -31,9 +32,11 @@ class Templated(ByteTokenizer):
     )
 
 
-def conversation(window=0, **given):
+def conversation(window=0, grouped=False, **given):
     config = tiny(vocab_size=259, max_length=192, num_layers=1)
-    if window:
+    if grouped:
+        config = dataclasses.replace(config, self_extend=SelfExtend(group_size=4, window_size=window))
+    elif window:
         config = tiny(
             vocab_size=259, max_length=192, num_layers=2, attention_pattern=("sliding", "global"), sliding_window=window
         )
@@ -54,15 +57,15 @@ def afresh(chat):
     return generate(chat.weights, chat.model, chat.layout, [request], chat.tokens, tokenizer=chat.tokenizer)[0]
 
 
-@pytest.mark.parametrize("window", [0, 40])
-def test_every_answer_is_that_of_the_whole_conversation(window, monkeypatch):
+@pytest.mark.parametrize(("window", "grouped"), [(0, False), (40, False), (40, True)])
+def test_every_answer_is_that_of_the_whole_conversation(window, grouped, monkeypatch):
     for name, size in {
         "FIRST_SLOTS": 64,
         "SHORT": 16,
         "LONG": 32,
     }.items():  # so that the cache has to grow, and be fed by parts
         monkeypatch.setattr(module, name, size)
-    chat, went_back, forget = conversation(window), [], module.forget
+    chat, went_back, forget = conversation(window, grouped), [], module.forget
 
     def noted(cache, used):
         went_back.append(len(chat.read))
