@@ -14,13 +14,13 @@ from jaxlm.interop.families.find import family_of
 from jaxlm.interop.safetensors_writer import write_safetensors
 from jaxlm.layout import Layout
 from jaxlm.model import transformer
-from jaxlm.ops.attention import Tokens
+from jaxlm.ops.masks import Tokens
 
 REFERENCE = Path(__file__).parent / "reference"
 # Tokens of the padded rows.
 SHORT = 13
 FIXTURES = (
-    "gemma gemma2 gemma3 gpt2 gpt_neox gpt_neox_tied llama llama_bias_tied mistral mixtral olmo2 qwen2 qwen3 qwen3_moe "
+    "gemma gemma2 gemma3 gpt2 gpt_neox gpt_neox_tied llama llama_bias_tied mistral mixtral mpt olmo2 qwen2 qwen3 qwen3_moe "
     "qwen3_moe_step stablelm"
 ).split()
 

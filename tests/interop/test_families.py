@@ -32,8 +32,8 @@ from jaxlm.interop.families.family import function_of
 from jaxlm.interop.families.find import family_for, family_of
 from jaxlm.layout import Layout, make_mesh
 from jaxlm.model import transformer
-from jaxlm.ops.attention import Tokens
 from jaxlm.ops.cross_entropy import cross_entropy
+from jaxlm.ops.masks import Tokens
 
 WITH_GRADIENTS = [(name, "base") for name in FIXTURES] + [("gpt_neox", "sequential")]
 # Frequencies there change with a row's length: what a whole row gives is not what its beginnings gave.

@@ -186,6 +186,21 @@ FAMILIES = {
         NEOX | dict(attention_bias=False, tie_word_embeddings=True, hidden_act="gelu_fast"),
         (dict(hidden_act="gelu"),),
     ),
+    # Heads that are no power of two: slopes of two powers.
+    "mpt": Family(
+        transformers.MptForCausalLM,
+        IDS
+        | dict(
+            vocab_size=VOCABULARY,
+            d_model=24,
+            n_heads=6,
+            n_layers=2,
+            max_seq_len=64,
+            layer_norm_epsilon=1e-2,
+        ),
+        (dict(layer_norm_epsilon=1e-5), dict(n_heads=8), dict(attn_config={"softmax_scale": 0.7})),
+        {"scaled": dict(attn_config={"softmax_scale": 0.7})},
+    ),
     "gemma": Family(
         transformers.GemmaForCausalLM,
         NARROW | dict(num_key_value_heads=1, tie_word_embeddings=True, hidden_act="gelu_pytorch_tanh"),

@@ -8,6 +8,7 @@ from typing import Any
 from jaxlm.config import to_dict
 from jaxlm.errors import ConfigError
 from jaxlm.interop.families.fields import Fields
+from jaxlm.interop.families.rope import with_plain_base
 from jaxlm.interop.table import Table, Tensors, check_tensors, settle, tied_apart
 from jaxlm.model.config import ModelConfig
 
@@ -48,6 +49,8 @@ class Family:
 
     def write(self, model: ModelConfig) -> dict[str, Any]:
         """Return the config.json of transformers 5, or raise ConfigError naming a value that the family cannot hold."""
+        check_as_trained(model)
+        model = with_plain_base(model)
         fields = self.writer(model) | {"architectures": [self.architecture], "model_type": self.model_types[0]}
         if self.whole_heads and model.hidden_size % model.num_heads:
             raise ConfigError(
@@ -92,8 +95,18 @@ class Family:
             raise fields.fault("architectures", names, f"has another head than {self.architecture}, which jaxlm reads")
 
 
+def check_as_trained(model: ModelConfig) -> None:
+    """Raise ConfigError for a model that is read in a way that no configuration of transformers can say."""
+    if model.self_extend.on:
+        raise ConfigError(
+            "no configuration of transformers can hold model.self_extend: Self-Extend is a way of reading a trained model, and "
+            "another program would read it without. Export the model as it was trained, model.self_extend.window_size = 0"
+        )
+
+
 def function_of(model: ModelConfig) -> dict[str, Any]:
     """Return what decides the function a model computes, two spellings of one thing alike; training's values are not in it."""
+    model = with_plain_base(model)
     layers = range(model.num_layers)
     kinds, mixtures, moe = [model.attention_kind(layer) for layer in layers], model.moe_layers, model.moe
     values: dict[str, Any] = {

@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxlm.errors import ConfigError, suggest
-from jaxlm.interop.families import gemma, gpt, llama, mixtures
-from jaxlm.interop.families.family import Family
+from jaxlm.interop.families import gemma, gpt, llama, mixtures, mpt
+from jaxlm.interop.families.family import Family, check_as_trained
 from jaxlm.model.config import ModelConfig
 
 # In the order in which export tries them: the plainest that holds a model is what most programs can read.
 FAMILIES = (
     llama.LLAMA_FAMILY, llama.MISTRAL_FAMILY, llama.QWEN2_FAMILY, llama.QWEN3_FAMILY, llama.OLMO2_FAMILY, gpt.GPT2_FAMILY,
-    gpt.GPT_NEOX_FAMILY, llama.STABLELM_FAMILY, gemma.GEMMA_FAMILY, gemma.GEMMA2_FAMILY, gemma.GEMMA3_FAMILY,
-    mixtures.MIXTRAL_FAMILY, mixtures.QWEN3_MOE_FAMILY,
+    gpt.GPT_NEOX_FAMILY, mpt.MPT_FAMILY, llama.STABLELM_FAMILY, gemma.GEMMA_FAMILY, gemma.GEMMA2_FAMILY,
+    gemma.GEMMA3_FAMILY, mixtures.MIXTRAL_FAMILY, mixtures.QWEN3_MOE_FAMILY,
 )  # fmt: skip
 
 
@@ -31,6 +31,7 @@ def family_of(config_json: Mapping[str, Any]) -> Family:
 
 def family_for(model: ModelConfig) -> Family:
     """Return the first family that holds the model's every value; raise ConfigError with each one's reason otherwise."""
+    check_as_trained(model)
     reasons = []
     for family in FAMILIES:
         try:

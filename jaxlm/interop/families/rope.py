@@ -1,11 +1,13 @@
 """Rotary settings: `rope_parameters` of transformers 5, `rope_theta` and `rope_scaling` of 4, and our values."""
 
+import dataclasses
 import math
 from typing import Any
 
 from jaxlm.interop.families.fields import LARGEST, Fields
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.rope_config import RopeScaling
+from jaxlm.ops.positions import ntk_base
 
 KINDS = {kind: kind for kind in ("linear", "dynamic", "yarn", "longrope", "llama3", "proportional")} | {"default": "none"}
 # Methods that count from the length the model was first trained on.
@@ -108,6 +110,15 @@ def _entry(rope: Fields, name: str, item: float) -> float:
     if not 0 < item < 1e12:
         raise rope.fault(name, item, "must hold numbers above 0")
     return item
+
+
+def with_plain_base(model: ModelConfig) -> ModelConfig:
+    """Return the same function without static NTK-aware scaling, which has no name in transformers: it is a greater base."""
+    scaling = model.rope_scaling
+    if model.positions != "rope" or scaling.kind != "ntk":
+        return model
+    theta = ntk_base(model.rotary_dim, model.rope_theta, scaling.factor)
+    return dataclasses.replace(model, rope_theta=theta, rope_scaling=RopeScaling())
 
 
 def write_rope(model: ModelConfig) -> dict[str, Any]:
