@@ -8,10 +8,12 @@ import jax
 import optax
 
 from jaxlm import param
-from jaxlm.errors import CheckpointError
+from jaxlm.config import difference
+from jaxlm.errors import CheckpointError, ConfigError
 from jaxlm.experiment import Experiment
 from jaxlm.model import lora, transformer
 from jaxlm.model.config import ModelConfig
+from jaxlm.model.rope_config import RopeScaling
 from jaxlm.model.upcycle import check_upcycling, upcycle
 from jaxlm.run import display
 from jaxlm.run.agreement import agreed, told
@@ -23,6 +25,8 @@ from jaxlm.train.step import TrainState, init_state
 # Fields of a model that its weights leave open: a tuned one may have dropout, or read shorter rows.
 OPEN = ("dropout", "init_std", "init_scale", "embedding_init_std", "compute_dtype", "attention_kernel")
 
+# What else a run may change of the model that it begins from: where tokens stand, to learn longer contexts.
+POSITIONS = ("max_length", "rope_theta", "rope_scaling")
 
 # Of a mixture, what belongs to training alone.
 OPEN_OF_MIXTURE = (
@@ -50,12 +54,15 @@ def begin(
 def _from_run(folder: Path, experiment: Experiment, model: ModelConfig, mesh: jax.sharding.Mesh, step: int | None) -> Any:
     """Return the parameters of a run's checkpoint (None: the newest readable one), made into the experiment's model."""
     saves = folder / CHECKPOINTS
+    out = display.console(quiet=jax.process_index() > 0)
 
     def load(step: int) -> Any:
         with agreed(f"checkpoint {step} of {folder} described"):
             _, found = described(saves, step, mesh)
             same = _shapes(found) == _shapes(model)
             alike = chosen_anew(found, model)
+            if found.positions == model.positions == "rope":
+                alike = _at_new_positions(alike, found, model, folder, out)
             if not same or dataclasses.replace(alike, moe=model.moe) != model:
                 check_upcycling(alike, model)
         with agreed(f"checkpoint {step} of {folder} read", timeout=3600):
@@ -65,12 +72,25 @@ def _from_run(folder: Path, experiment: Experiment, model: ModelConfig, mesh: ja
         key = jax.random.fold_in(jax.random.key(experiment.seed), 0)
         return jax.jit(lambda dense: upcycle(dense, alike, model, experiment.layout, key))(params)
 
-    out = display.console(quiet=jax.process_index() > 0)
     steps = told(f"list of checkpoints in {folder}", checkpoint.saved_steps(saves)) if step is None else [step]
     newest = checkpoint.newest_good(saves, load, lambda fault: out.print(f"[yellow]warning:[/] {fault}"), steps)
     if newest is None:
         raise CheckpointError(f"init_from = {folder}: there is no checkpoint in {saves}")
     return newest[1]
+
+
+def _at_new_positions(alike: ModelConfig, found: ModelConfig, model: ModelConfig, folder: Path, out: Any) -> ModelConfig:
+    """Return `alike` with the positions of `model`, and say what is new; ConfigError where they are scaled from nowhere."""
+    before, moved = (dataclasses.replace(alike, **{name: getattr(of, name) for name in POSITIONS}) for of in (found, model))
+    scaling, longer = model.rope_scaling, model.max_length > found.max_length
+    if longer and scaling not in (RopeScaling(), found.rope_scaling) and not scaling.original_length:
+        raise ConfigError(
+            f"model.rope_scaling.kind = {scaling.kind!r} begins from {folder}, which was trained at {found.max_length} tokens: "
+            f"set --model.rope-scaling.original-length {found.max_length}, or it would be taken to be {model.max_length}"
+        )
+    for name, there, here in difference(before, moved):
+        out.print(f"positions other than those of {folder}: model.{name} = {here}, there {there}", soft_wrap=True, markup=False)
+    return moved
 
 
 def chosen_anew(found: ModelConfig, model: ModelConfig) -> ModelConfig:
