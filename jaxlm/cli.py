@@ -103,6 +103,16 @@ def _parse(name: str, arguments: list[str]) -> Callable[[], None]:
 
         module.RouterIntervention = RouterIntervention
         command = functools.partial(command, router=RouterIntervention())
+    if "probes" in wanted:
+        from jaxlm.eval.probe_config import Probes
+
+        module.Probes = Probes
+        command = functools.partial(command, probes=Probes())
+    if "extend" in wanted:
+        from jaxlm.model.extension import Extension
+
+        module.Extension = Extension
+        command = functools.partial(command, extend=Extension())
     return lambda: tyro.cli(command, args=arguments, prog=f"jaxlm {name}")
 
 

@@ -1,16 +1,18 @@
 """Commands that read a run: evaluation, scores, text."""
 
-from __future__ import annotations  # `RouterIntervention` is resolved when `eval` is parsed
+from __future__ import annotations  # configurations are resolved when a command that takes them is parsed
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from jaxlm.commands.arguments import RunFolder, Step
+from jaxlm.commands.arguments import Fields, RunFolder, Step
 from jaxlm.commands.start import start_jax
 
 if TYPE_CHECKING:
+    from jaxlm.eval.probe_config import Probes
+    from jaxlm.model.extension import Extension
     from jaxlm.model.intervention import RouterIntervention
 
 Temperature = Annotated[float, arg(help="Divides the logits; 0 takes the likeliest token.")]
@@ -32,7 +34,7 @@ def evaluate(
     ] = (),
     split: Annotated[Literal["train", "validation"], arg(help="Of the run's own data.")] = "validation",
     batches: Annotated[int, arg(help="How many batches; 0: all.")] = 0,
-    batch_size: Annotated[int, arg(help="Rows (or pairs of rows) a batch; 0: the run's.")] = 0,
+    batch_size: Annotated[int, arg(help="Rows (or pairs of rows) a batch; 0: the run's, of probes a few.")] = 0,
     form: Annotated[
         Literal["text", "conversations", "preferences", "labels"] | None,
         arg(help="What the source holds; None: text for text: and stdlib, else what the run was trained on."),
@@ -41,13 +43,22 @@ def evaluate(
         Path | None, arg(metavar="RUN", help="What preferences are measured against; None: the run's own reference.")
     ] = None,
     *,
+    probes: Annotated[Probes, Fields],
     router: RouterIntervention,
+    extend: Extension,
 ) -> None:
-    """Print a checkpoint's loss on any text, conversations or preferences, as one JSON object."""
+    """Print a checkpoint's loss on any text, conversations or preferences, or what probes of a long context find, as JSON."""
+    others = {"--batches": batches, "--form": form, "--reference": reference, "--router": router != type(router)()}
+    if probes.probe:
+        probes.check_alone(others)
     start_jax(1)
     from jaxlm.run.evaluate import evaluate_run
+    from jaxlm.run.probe import probe_run
 
-    evaluate_run(run, step, source, split, batches, batch_size, router, form, reference)
+    if probes.probe:
+        probe_run(run, step, probes, extend, source, split, batch_size)
+    else:
+        evaluate_run(run, step, source, split, batches, batch_size, router, form, reference, extend)
 
 
 def score(
@@ -58,12 +69,14 @@ def score(
     ] = None,
     step: Step = None,
     batch_size: Annotated[int, arg(help="Rows at a time.")] = 8,
+    *,
+    extend: Extension,
 ) -> None:
     """Print the log-probability of each token of given rows after those before it: one JSON object a row."""
     start_jax(1)
     from jaxlm.run.score import score_rows
 
-    score_rows(run, tokens, logits, step, batch_size)
+    score_rows(run, tokens, logits, step, batch_size, extend)
 
 
 def sample(
@@ -111,6 +124,8 @@ def sample(
     chat: Annotated[bool, arg(help="Put each prompt through the chat template, as what a user says.")] = False,
     batch_size: Annotated[int, arg(help="Continuations at a time.")] = 16,
     step: Step = None,
+    *,
+    extend: Extension,
 ) -> None:
     """Continue prompts with a run's model; a single continuation is written as it comes."""
     start_jax(1)
@@ -130,7 +145,7 @@ def sample(
         prompts=prompt, file=prompts, tokens=tokens, sampling=sampling, stop=stop, samples=samples, best_of=best_of,
         best_by=best_by, beams=search, seed=seed, json=json, chat=chat, batch_size=batch_size,
     )  # fmt: skip
-    sample_run(run, wanted, step)
+    sample_run(run, wanted, step, extend)
 
 
 def chat(
@@ -148,6 +163,8 @@ def chat(
     stop: Stop = (),
     seed: Annotated[int, arg(help="The same seed gives the same answers.")] = 0,
     step: Step = None,
+    *,
+    extend: Extension,
 ) -> None:
     """Talk with a run's model through its chat template; Ctrl-C stops an answer, Ctrl-D ends."""
     start_jax(1)
@@ -158,4 +175,4 @@ def chat(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
         frequency_penalty=frequency_penalty, presence_penalty=presence_penalty, min_tokens=min_tokens,
     )  # fmt: skip
-    chat_with_run(run, step, system=system, tokens=tokens, sampling=sampling, stop=stop, seed=seed)
+    chat_with_run(run, step, system=system, tokens=tokens, sampling=sampling, stop=stop, seed=seed, extension=extend)

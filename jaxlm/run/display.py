@@ -140,6 +140,31 @@ def transfer(out: Console, what: str) -> Iterator[Any]:
         yield report
 
 
+@contextmanager
+def measuring(out: Console, total: float) -> Iterator[Any]:
+    """Yield advance(amount, what), told of a part of `total` that was done: a bar with the time left, or lines."""
+    progress = Progress(
+        TextColumn("measuring"), BarColumn(bar_width=24), TaskProgressColumn(), TextColumn("{task.description}"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        console=out, disable=not out.is_terminal, transient=True,
+    )  # fmt: skip
+    task, started, done = progress.add_task("", total=total), time.monotonic(), 0.0
+    printed = started
+
+    def advance(amount: float, what: str) -> None:
+        nonlocal printed, done
+        done = min(done + amount, total)
+        progress.update(task, completed=done, description=what)
+        now = time.monotonic()
+        if not out.is_terminal and now - printed >= QUIET_INTERVAL:
+            printed = now
+            left = (now - started) / done * (total - done)
+            out.print(f"measuring: {100 * done / total:.0f} %  {what}  {_clock(left)} left", soft_wrap=True)
+
+    with progress:
+        yield advance
+
+
 def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

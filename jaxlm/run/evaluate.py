@@ -17,6 +17,7 @@ from jaxlm.errors import ConfigError, DataError
 from jaxlm.eval.language_model import evaluate, target_bytes
 from jaxlm.experiment import Experiment
 from jaxlm.model import lora
+from jaxlm.model.extension import Extension
 from jaxlm.model.intervention import RouterIntervention, make_edit
 from jaxlm.objective import language_model, preference
 from jaxlm.objective.preference_config import PreferenceConfig
@@ -38,17 +39,18 @@ def evaluate_run(
     router: RouterIntervention = RouterIntervention(),
     form: Form | None = None,
     reference: Path | None = None,
+    extension: Extension = Extension(),
 ) -> None:
     """Print a checkpoint's loss and its kin as one JSON object, over the run's own data or over `sources`.
 
     Of text and conversations they are loss, perplexity, bits per byte and accuracy; of preferences and labels the loss of the
     run's `preference`, rewards and log-probabilities, and the divergence from the `reference` (None: the run's own). Of a
-    mixture of experts also what its routers did, under the intervention asked for.
+    mixture of experts also what its routers did, under the intervention asked for. The model is read as `extension` has it.
     """
     out = display.console()
     if imported_from(folder) and not sources:
         raise DataError(f"{folder} was imported and has no text of its own: say what to read, --source text:book.txt say")
-    with opened(folder, step) as run:
+    with opened(folder, step, extension=extension) as run:
         tokenizer, data = run.needs_tokenizer(), _data_of(run, sources, form)
         split = "train" if sources else split
         with display.preparation(out) as progress:
@@ -85,6 +87,7 @@ def evaluate_run(
         "source": list(sources) or list(data.sources),
         "split": None if sources else split,
     }
+    where |= {"extension": extension.label} if extension.changes else {}
     where |= {"reference": measured_against} if measured_against else {}
     print(json.dumps(where | values))
 
@@ -151,7 +154,7 @@ def _reference_of(run: OpenRun, asked: Path | None, out: Any) -> tuple[dict[str,
     """
     experiment, saves = run.experiment, run.folder / CHECKPOINTS
     if asked is None and experiment.reference_is_base:
-        params, _ = read_adapted(saves, run.step, run.model, experiment.layout, run.mesh)
+        params, _ = read_adapted(saves, run.step, run.trained, experiment.layout, run.mesh)
         return {"run": str(run.folder), "step": run.step, "base": True}, lora.detach(params)
     folder = asked or Path(experiment.preference.reference_run or (experiment.init_from if experiment.paired else ""))
     if folder == Path():
@@ -159,8 +162,8 @@ def _reference_of(run: OpenRun, asked: Path | None, out: Any) -> tuple[dict[str,
         return None, None
     before = {} if asked else reference_so_far(saves, [run.step])
     tokenizer = run.needs_tokenizer().digest
-    reference, params = read_reference(folder, before, experiment, run.model, tokenizer, run.mesh, out)
-    if reference.model != run.model:
+    reference, params = read_reference(folder, before, experiment, run.trained, tokenizer, run.mesh, out)
+    if reference.model != run.trained:
         raise ConfigError(f"the reference {folder} is of another model than {run.folder}: it cannot stand beside it")
     return reference.described(), params
 

@@ -17,6 +17,7 @@ from jaxlm.experiment import Experiment
 from jaxlm.layout import Layout, make_mesh
 from jaxlm.model import lora, transformer
 from jaxlm.model.config import ModelConfig
+from jaxlm.model.extension import Extension
 from jaxlm.model.lora import LoraConfig
 from jaxlm.run import display
 from jaxlm.run.directory import CHECKPOINTS, TOKENIZER, load_config
@@ -30,6 +31,9 @@ class OpenRun:
     folder: Path
     experiment: Experiment
     model: ModelConfig
+    """As it is to be read."""
+    trained: ModelConfig
+    """As it was trained: the same, but where an extension was asked for."""
     params: Any
     step: int
     tokenizer: Tokenizer | None
@@ -78,13 +82,16 @@ def _merge(trained: Any, kept: Any) -> Any:
 
 
 @contextmanager
-def opened(folder: Path, step: int | None = None, *, merge: bool = True) -> Iterator[OpenRun]:
+def opened(
+    folder: Path, step: int | None = None, *, merge: bool = True, extension: Extension = Extension()
+) -> Iterator[OpenRun]:
     """Open a run at `step` (None: its newest readable checkpoint) on one device, its mesh current inside the `with`.
 
-    Only the parameters are read, whatever mesh wrote them, and adapters are merged unless `merge` is False. Raises
-    CheckpointError where the folder is no run, has no such checkpoint, or nothing in it can be read.
+    Only the parameters are read, whatever mesh wrote them, and adapters are merged unless `merge` is False. The model is to be
+    read as `extension` has it. Raises CheckpointError where the folder is no run, has no such checkpoint, or nothing in it can
+    be read, and ConfigError where its model cannot be extended so.
     """
-    load_config(folder)  # says what is wrong with a folder that is no run
+    extension.applied(load_config(folder).model)  # both say what is wrong before a device is touched
     saves = folder / CHECKPOINTS
     steps = checkpoint.saved_steps(saves)
     if not steps:
@@ -106,4 +113,4 @@ def opened(folder: Path, step: int | None = None, *, merge: bool = True) -> Iter
         )
         step, (experiment, model, params) = found
         tokenizer = load_tokenizer(folder / TOKENIZER) if (folder / TOKENIZER).exists() else None
-        yield OpenRun(folder, experiment, model, params, step, tokenizer, mesh)
+        yield OpenRun(folder, experiment, extension.applied(model), model, params, step, tokenizer, mesh)

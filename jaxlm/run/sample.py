@@ -14,8 +14,10 @@ from jaxlm.decode.sampling import Sampling
 from jaxlm.decode.text import check_text
 from jaxlm.decode.weights import prepare
 from jaxlm.errors import ConfigError, DataError
+from jaxlm.eval.reach import further
 from jaxlm.layout import Layout
 from jaxlm.model.config import ModelConfig
+from jaxlm.model.extension import Extension
 from jaxlm.run import display
 from jaxlm.run.open import OpenRun, opened
 
@@ -96,11 +98,14 @@ class Prompt:
     ids: list[int]
 
 
-def sample_run(folder: Path, wanted: Wanted, step: int | None = None) -> None:
-    """Write continuations of each prompt to standard output; a single one appears as it is made."""
+def sample_run(folder: Path, wanted: Wanted, step: int | None = None, extension: Extension = Extension()) -> None:
+    """Write continuations of each prompt to standard output, the model read as `extension` has it.
+
+    A single one appears as it is made.
+    """
     wanted.check()
     given = _given(wanted)
-    with opened(folder, step) as run:
+    with opened(folder, step, extension=extension) as run:
         prompts = [_prompt(run, each, wanted.chat) for each in given]
         layout = dataclasses.replace(run.experiment.layout, batch=None)
         room_for(prompts, wanted, run.model)
@@ -162,9 +167,10 @@ def room_for(prompts: Sequence[Prompt], wanted: Wanted, model: ModelConfig) -> i
         return min(TOKENS, left) if wanted.tokens is None else wanted.tokens
     beginning = f"{longest.ids[:8]}" if longest.text is None else f"{longest.text[:40]!r}"
     advice = f"give at most --tokens {left}" if left > 0 else "shorten it"
+    longer = further(model)
     raise ConfigError(
         f"the prompt that begins with {beginning} has {len(longest.ids)} tokens, and with {wanted.tokens or 1} new ones that "
-        f"is more than model.max_length = {model.max_length}: {advice}"
+        f"is more than model.max_length = {model.max_length}: {advice}{', or ' * bool(longer)}{longer}"
     )
 
 

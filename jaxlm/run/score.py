@@ -11,34 +11,36 @@ import numpy as np
 from jax import Array
 
 from jaxlm.errors import ConfigError, DataError
+from jaxlm.eval.reach import check_reach
 from jaxlm.layout import Layout
 from jaxlm.model import transformer
 from jaxlm.model.config import ModelConfig
-from jaxlm.ops.attention import Tokens
+from jaxlm.model.extension import Extension
+from jaxlm.ops.masks import Tokens
 from jaxlm.run import display
 from jaxlm.run.open import opened
 
 
-def score_rows(folder: Path, tokens: Path, logits_out: Path | None, step: int | None, batch_size: int) -> None:
+def score_rows(
+    folder: Path, tokens: Path, logits_out: Path | None, step: int | None, batch_size: int, extension: Extension = Extension()
+) -> None:
     """Print one JSON object a row: {"row", "log_prob" (the sum), "log_probs" (of each token after the first)}.
 
-    Logits go to `logits_out` as float32 [rows, length, vocabulary], written as they are computed.
+    Logits go to `logits_out` as float32 [rows, length, vocabulary], written as they are computed. The model is read as
+    `extension` has it.
     """
     if batch_size < 1:
         raise ConfigError(f"--batch-size {batch_size} must be 1 or more")
     if logits_out is not None and logits_out.exists() and tokens.exists() and logits_out.samefile(tokens):
         raise ConfigError(f"--logits {logits_out} is the file of --tokens: name another")
     rows = _read_rows(tokens)
-    with opened(folder, step) as run:
+    with opened(folder, step, extension=extension) as run:
         if rows.min() < 0 or rows.max() >= run.model.vocab_size:
             raise DataError(
                 f"{tokens} holds token {max(rows.max(), -rows.min())}: this model knows 0 to {run.model.vocab_size - 1}"
             )
-        if rows.shape[1] > run.model.max_length:
-            what = f"{tokens} has rows of {rows.shape[1]} tokens: this model reads at most {run.model.max_length}"
-            if run.model.positions == "learned":
-                raise DataError(what)
-            display.console().print(f"[yellow]warning:[/] {what}, as it was trained", soft_wrap=True)
+        if warning := check_reach(rows.shape[1], run.model, f"rows of {tokens}"):
+            display.console().print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
         file = None
         if logits_out is not None:
             try:
