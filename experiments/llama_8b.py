@@ -57,7 +57,7 @@ def long_context(kind: str = "yarn", factor: float = 16.0) -> Experiment:
         model=dataclasses.replace(begun.model, max_length=length, rope_scaling=scaling),
         data=dataclasses.replace(begun.data, sequence_length=length),
         optimizer=OptimizerConfig(learning_rate=2e-5, warmup_steps=20, weight_decay=0.0),
-        init_from="runs/llama_8b",
+        init_from="runs/llama-8b",
         mesh=MeshConfig(data=16, context=4),
         evaluation=EvaluationConfig(every=50, batches=4),
         checkpoint=CheckpointConfig(every=50),

@@ -70,10 +70,11 @@ def extend(
 ) -> tuple[Array, Cache]:  # fmt: skip
     """Append a chunk of tokens to the cache and return the float32 logits [B, V] after the last of them, and the cache.
 
-    `at` gives positions and segments, 0 for padding; tokens after the first `count` are padding in every row and take no
-    slot, but a full cache must have room for them. One token (L = 1) is written and then attended to; a longer chunk attends
-    to what was there and to itself. `lengths_B`, for frequencies that depend on it, is how long rows will be once the chunks
-    that belong to this one have come: as long as they are after it if not given.
+    `at` gives positions and segments; tokens after the first `count` are padding (segment 0) in every row and take no slot, but
+    a full cache must have room for them. Padding before that takes slots of a ring, from what lies in it. One token (L = 1) is
+    written and then attended to; a longer chunk attends to what was there and to itself. `lengths_B`, for frequencies that
+    depend on it, is how long rows will be once the chunks that belong to this one have come: as long as they are after it if
+    not given.
     """
     layout = dataclasses.replace(layout, length=None)
     if tokens_BL.shape[1] == 1:

@@ -163,7 +163,7 @@ class ModelConfig:
         if self.positions != "rope":
             reason = f"it groups the positions of RoPE, and this model has positions = {self.positions!r}"
         elif "sliding" in self.attention_pattern:
-            reason = "sliding layers never see the far keys that it groups: set attention_pattern = ('global',)"
+            reason = "its sliding layers never see the far keys that would be grouped, and were trained so"
         elif not self.causal:
             reason = "it groups keys behind a query, and bidirectional attention looks ahead, too"
         elif self.rope_scaling.by_length:

@@ -25,6 +25,11 @@ class Extension:
 
     def check(self) -> None:
         """Raise ConfigError where two methods contradict one another."""
+        if self.rope_scaling.kind == "none" and self.rope_scaling != RopeScaling():
+            raise ConfigError(
+                'extend.rope_scaling.kind = "none" leaves positions as trained, and its other fields without effect: set '
+                "extend.rope_scaling.kind, yarn or ntk say"
+            )
         if self.attention_window and self.self_extend.on:
             raise ConfigError("extend.attention_window hides the far keys that extend.self_extend groups: take one of them")
 
@@ -55,17 +60,17 @@ class Extension:
         if not self.changes:
             return model
         changed: dict[str, object] = {}
-        reach = model.max_length
+        reach, scaling = model.max_length, model.rope_scaling
         if self.rope_scaling.kind != "none":
             self._check_rope(model)
-            original = self.rope_scaling.original_length or model.max_length
-            changed["rope_scaling"] = dataclasses.replace(self.rope_scaling, original_length=original)
-            reach = max(reach, int(self.rope_scaling.factor * original))
-        elif model.rope_scaling.kind != "none" and not model.rope_scaling.original_length:
+            scaling = self._scaling_of(model)
+            reach = max(reach, int(scaling.factor * scaling.original_length))
+        elif not scaling.original_length and scaling.needs_original:
             # What "0" stood for must not move with max_length.
-            changed["rope_scaling"] = dataclasses.replace(model.rope_scaling, original_length=model.max_length)
+            scaling = dataclasses.replace(scaling, original_length=model.max_length)
+        changed["rope_scaling"] = scaling
         if self.self_extend.on:
-            original = self.self_extend.original_length or model.max_length
+            original = self.self_extend.original_length or reach
             changed["self_extend"] = dataclasses.replace(self.self_extend, original_length=original)
             reach = self.self_extend.longest(original)
         if self.attention_window:
@@ -78,6 +83,15 @@ class Extension:
                 "only models with RoPE, ALiBi or no positions read longer rows"
             )
         return dataclasses.replace(model, max_length=length, **changed)
+
+    def _scaling_of(self, model: ModelConfig) -> RopeScaling:
+        """Return the scaling to read by: of a model that has this kind already its own, but for what is given here."""
+        wanted, plain = self.rope_scaling, RopeScaling()
+        if model.rope_scaling.kind == wanted.kind:
+            names = [field.name for field in dataclasses.fields(wanted)]
+            given = {name: getattr(wanted, name) for name in names if getattr(wanted, name) != getattr(plain, name)}
+            wanted = dataclasses.replace(model.rope_scaling, **given)
+        return dataclasses.replace(wanted, original_length=wanted.original_length or model.max_length)
 
     def _check_rope(self, model: ModelConfig) -> None:
         if model.positions != "rope":
@@ -92,6 +106,11 @@ class Extension:
             )
 
     def _check_window(self, model: ModelConfig) -> None:
+        if "sliding" in model.attention_pattern and self.attention_window > model.sliding_window:
+            raise ConfigError(
+                f"extend.attention_window = {self.attention_window} would widen layers that were trained to see "
+                f"{model.sliding_window} tokens: take that or less"
+            )
         if model.sliding_rope_theta:
             raise ConfigError(
                 "extend.attention_window would give every layer the rotary frequencies of the sliding ones "

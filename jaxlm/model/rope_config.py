@@ -59,6 +59,11 @@ class RopeScaling:
             raise ConfigError("rope_scaling.short_factor and long_factor divide frequencies: none may be 0")
 
     @property
+    def needs_original(self) -> bool:
+        """Whether frequencies depend on the length before, `original_length` or what stands for it."""
+        return self.kind in ("dynamic", "yarn", "longrope", "llama3")
+
+    @property
     def by_length(self) -> bool:
         """Whether frequencies depend on the length of a row, so that what was rotated before does not stay valid."""
         return self.kind in ("dynamic", "longrope")
@@ -125,12 +130,19 @@ class SelfExtend:
         """Return the greatest length whose relative positions all stay below the one trained at."""
         return self.group_size * (original_length - self.window_size) + self.window_size
 
+    def reaching(self, length: int, original_length: int) -> "SelfExtend | None":
+        """Return the smallest groups from these on, and the widest window up to this one, that reach rows of `length` tokens.
+
+        None where no groups do.
+        """
+        wider = (_grouped_by(group, self.window_size, original_length) for group in range(self.group_size, original_length))
+        return next((each for each in wider if each.longest(original_length) >= length), None)
+
     def check_length(self, wanted: int, original_length: int) -> None:
         """Raise ConfigError where rows of `wanted` tokens are more than this reaches, and say what would."""
         if wanted <= self.longest(original_length):
             return
-        wider = (_grouped_by(group, self.window_size, original_length) for group in range(self.group_size, original_length))
-        found = next((each for each in wider if each.longest(original_length) >= wanted), None)
+        found = self.reaching(wanted, original_length)
         advice = f"group_size = {found.group_size} with window_size = {found.window_size}, or " if found else ""
         raise ConfigError(
             f"model.max_length = {wanted} is more than self_extend.group_size = {self.group_size} and window_size = "

@@ -92,7 +92,7 @@ def _attend(
     )  # fmt: skip
 
     def local(q: Array, k: Array, v: Array, query: Tokens, key: Tokens, slopes: Array | None, prepared: Any) -> Any:
-        if split:
+        if split and aligned:
             k, v, key = jax.tree.map(lambda x: jax.lax.all_gather(x, split, axis=1, tiled=True), (k, v, key))
         if prepared is not None:
             mixed, log_normalizer = splash.run(prepared, q, k, v, query.segments, key.segments, scale, normalizer)

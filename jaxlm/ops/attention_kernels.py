@@ -4,6 +4,9 @@ Each takes q [B, L, N, H], k and v [B, S, K, H], where their tokens stand, and A
 mixed, [B, L, N, H], and the logarithm of what its softmax divided by, float32 [B, L, N], if asked for that.
 """
 
+import functools
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -15,11 +18,6 @@ QUERY_BLOCK = 128
 # The blocked kernel cuts a row into this many stretches at most, each with the keys that it can see: more would skip more of
 # the future and take longer to compile.
 STRETCHES = 16
-
-
-def attention_weights(q: Array, k: Array, seen: Array, *, scale: float, softcap: float = 0.0) -> Array:
-    """Return float32 attention probabilities [B, K, G, Lq, Lk] of q [B, K, G, Lq, H], k [B, K, Lk, H], seen [B, Lq, Lk]."""
-    return jax.nn.softmax(attention_logits(q, k, seen, scale=scale, softcap=softcap), axis=-1)
 
 
 def attention_logits(
@@ -94,30 +92,104 @@ def _by_block(
 
     Backwards they are computed again. Query i stands at key `behind` + i; with a window a block reads the keys around it.
     """
-    length, seen = q.shape[3], k.shape[2]
+    length = q.shape[3]
     if length <= QUERY_BLOCK:
         return _some(q, k, v, query, key, slopes, masks, scale, softcap, normalizer)
     filling = -length % QUERY_BLOCK
     q = jnp.pad(q, [(0, filling if axis == 3 else 0) for axis in range(q.ndim)])
     query = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, filling)]), query)
-    width = min(QUERY_BLOCK - 1 + masks.window, seen) if masks.window else seen
-
-    @jax.checkpoint
-    def one(number: Array) -> tuple[Array, Array | None]:
-        start = number * QUERY_BLOCK
-        first = jnp.maximum(behind + start - masks.window + 1, 0) if masks.window else 0
-        queries = jax.lax.dynamic_slice_in_dim(q, start, QUERY_BLOCK, 3)
-        keys, values = (jax.lax.dynamic_slice_in_dim(x, first, width, 2) for x in (k, v))
-        asking = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, QUERY_BLOCK, 1), query)
-        asked = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, width, 1), key)
-        return _some(queries, keys, values, asking, asked, slopes, masks, scale, softcap, normalizer)
+    settings = Settings(masks, scale, softcap, normalizer)
 
     def in_order(blocks: Array) -> Array:
         """Return [B, K, G, L, ...] of [blocks, B, K, G, a block, ...]."""
         blocks = jnp.moveaxis(blocks, 0, 3)
         return blocks.reshape(*blocks.shape[:3], -1, *blocks.shape[5:])[:, :, :, :length]
 
-    return jax.tree.map(in_order, jax.lax.map(one, jnp.arange((length + filling) // QUERY_BLOCK)))
+    return jax.tree.map(in_order, _all_blocks(settings, q, k, v, slopes, query, key, jnp.asarray(behind)))
+
+
+class Settings(NamedTuple):
+    """What every block is computed by."""
+
+    masks: Masks
+    scale: float
+    softcap: float
+    normalizer: bool
+
+
+class Cut(NamedTuple):
+    """What one block of queries reads."""
+
+    queries: Array
+    first: Array | int  # of the keys
+    keys: Array
+    values: Array
+    asking: Tokens
+    asked: Tokens
+
+
+def _cut(settings: Settings, q: Array, k: Array, v: Array, query: Tokens, key: Tokens, behind: Array, number: Array) -> Cut:
+    start, window, seen = number * QUERY_BLOCK, settings.masks.window, k.shape[2]
+    width = min(QUERY_BLOCK - 1 + window, seen) if window else seen
+    # No further than the last keys reach, as dynamic_slice has it: what is cut and where it lies must agree.
+    first = jnp.clip(behind + start - window + 1, 0, seen - width) if window else 0
+    return Cut(
+        jax.lax.dynamic_slice_in_dim(q, start, QUERY_BLOCK, 3),
+        first,
+        *(jax.lax.dynamic_slice_in_dim(x, first, width, 2) for x in (k, v)),
+        jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, QUERY_BLOCK, 1), query),
+        jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, width, 1), key),
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _all_blocks(
+    settings: Settings, q: Array, k: Array, v: Array, slopes: Array | None, query: Tokens, key: Tokens, behind: Array
+) -> tuple[Array, Array | None]:
+    """Return `_some` of each block of queries, stacked.
+
+    With its own backward pass: under `jax.checkpoint` alone a policy of the layer around it would keep every block's logits.
+    """
+
+    def one(number: Array) -> tuple[Array, Array | None]:
+        cut = _cut(settings, q, k, v, query, key, behind, number)
+        return _some(cut.queries, cut.keys, cut.values, cut.asking, cut.asked, slopes, *settings)
+
+    return jax.lax.map(one, jnp.arange(q.shape[3] // QUERY_BLOCK))
+
+
+def _all_blocks_forward(settings: Settings, *inputs: Any) -> tuple[tuple[Array, Array | None], tuple]:
+    return _all_blocks(settings, *inputs), inputs
+
+
+def _all_blocks_backward(settings: Settings, inputs: tuple, given: tuple[Array, Array | None]) -> tuple:
+    q, k, v, slopes, query, key, behind = inputs
+
+    def one(sums: tuple, block: tuple) -> tuple[tuple, Array]:
+        number, given = block
+        cut = _cut(settings, q, k, v, query, key, behind, number)
+
+        def mixed(queries: Array, keys: Array, values: Array, slopes: Array | None) -> tuple[Array, Array | None]:
+            return _some(queries, keys, values, cut.asking, cut.asked, slopes, *settings)
+
+        dq, *others = jax.vjp(mixed, cut.queries, cut.keys, cut.values, slopes)[1](given)
+        added = [_added(total, part, cut.first) for total, part in zip(sums[:2], others[:2], strict=True)]
+        return (*added, jax.tree.map(jnp.add, sums[2], others[2])), dq
+
+    wide = [jnp.zeros(x.shape, jnp.float32) for x in (k, v)]
+    start = (*wide, None if slopes is None else jnp.zeros_like(slopes))
+    numbers = jnp.arange(q.shape[3] // QUERY_BLOCK)
+    (dk, dv, dslopes), dq = jax.lax.scan(one, start, (numbers, given))
+    dq = jnp.moveaxis(dq, 0, 3)
+    return dq.reshape(q.shape), dk.astype(k.dtype), dv.astype(v.dtype), dslopes, None, None, None
+
+
+def _added(total: Array, part: Array, first: Array | int) -> Array:
+    there = jax.lax.dynamic_slice_in_dim(total, first, part.shape[2], 2)
+    return jax.lax.dynamic_update_slice_in_dim(total, there + part.astype(total.dtype), first, 2)
+
+
+_all_blocks.defvjp(_all_blocks_forward, _all_blocks_backward)
 
 
 def blocked(
@@ -133,9 +205,11 @@ def blocked(
     if not masks.causal or length <= QUERY_BLOCK:
         return plain(q, k, v, query, key, slopes, masks=masks, scale=scale, softcap=softcap, normalizer=normalizer)
     q, k, v = heads_first(q, k, v)
-    # A window is cut from the row for every block; else longer rows have no more stretches, but several blocks in each.
+    if offset is None and masks.window >= length:
+        masks = masks._replace(window=0)
+    # Longer rows have no more stretches, but several blocks in each. A narrow window is cut from the row for every block.
     stretch = -(-length // (STRETCHES * QUERY_BLOCK)) * QUERY_BLOCK
-    if offset is not None or (masks.window and stretch > QUERY_BLOCK):
+    if offset is not None or (0 < masks.window <= stretch and stretch > QUERY_BLOCK):
         stretch = length
     found = []
     for start in range(0, length, stretch):

@@ -72,7 +72,7 @@ def _dense(
 
     def local(near: tuple[Array, Array], far: tuple[Array, Array], v: Array, query: Tokens, key: Tokens) -> Array:
         keys = near[1], far[1], v, key
-        if split:
+        if split and aligned:
             keys = jax.tree.map(lambda x: jax.lax.all_gather(x, split, axis=1, tiled=True), keys)
         k_near, k_far, values, key = keys
 

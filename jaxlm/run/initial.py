@@ -13,7 +13,6 @@ from jaxlm.errors import CheckpointError, ConfigError
 from jaxlm.experiment import Experiment
 from jaxlm.model import lora, transformer
 from jaxlm.model.config import ModelConfig
-from jaxlm.model.rope_config import RopeScaling
 from jaxlm.model.upcycle import check_upcycling, upcycle
 from jaxlm.run import display
 from jaxlm.run.agreement import agreed, told
@@ -22,10 +21,10 @@ from jaxlm.run.open import described, read_params
 from jaxlm.train import checkpoint
 from jaxlm.train.step import TrainState, init_state
 
-# Fields of a model that its weights leave open: a tuned one may have dropout, or read shorter rows.
+# Fields of a model that its weights leave open: a tuned one may have dropout.
 OPEN = ("dropout", "init_std", "init_scale", "embedding_init_std", "compute_dtype", "attention_kernel")
 
-# What else a run may change of the model that it begins from: where tokens stand, to learn longer contexts.
+# What else a run may change of the model that it begins from, to learn longer contexts: where tokens stand.
 POSITIONS = ("max_length", "rope_theta", "rope_scaling")
 
 # Of a mixture, what belongs to training alone.
@@ -80,22 +79,31 @@ def _from_run(folder: Path, experiment: Experiment, model: ModelConfig, mesh: ja
 
 
 def _at_new_positions(alike: ModelConfig, found: ModelConfig, model: ModelConfig, folder: Path, out: Any) -> ModelConfig:
-    """Return `alike` with the positions of `model`, and say what is new; ConfigError where they are scaled from nowhere."""
+    """Return `alike` with the positions of `model`, and say what is new; ConfigError where they are not for longer rows."""
     before, moved = (dataclasses.replace(alike, **{name: getattr(of, name) for name in POSITIONS}) for of in (found, model))
-    scaling, longer = model.rope_scaling, model.max_length > found.max_length
-    if longer and scaling not in (RopeScaling(), found.rope_scaling) and not scaling.original_length:
+    differences = difference(before, moved)
+    others = [each for each in differences if each[0] != "max_length"]
+    if others and model.max_length <= found.max_length:
+        name, there, here = others[0]
         raise ConfigError(
-            f"model.rope_scaling.kind = {scaling.kind!r} begins from {folder}, which was trained at {found.max_length} tokens: "
-            f"set --model.rope-scaling.original-length {found.max_length}, or it would be taken to be {model.max_length}"
+            f"model.{name} = {here}, and {folder}, which init_from names, has {there}: it has learnt those positions. "
+            f"Take the same, or set --model.max-length above {found.max_length} to go on at longer rows with others"
         )
-    for name, there, here in difference(before, moved):
+    scaling = model.rope_scaling
+    original = found.rope_scaling.original_length or found.max_length
+    if scaling.needs_original and not scaling.original_length and original != model.max_length:
+        raise ConfigError(
+            f"model.rope_scaling.kind = {scaling.kind!r} begins from {folder}, whose original length is {original} tokens: set "
+            f"--model.rope-scaling.original-length {original}, or it would be taken to be {model.max_length}"
+        )
+    for name, there, here in differences:
         out.print(f"positions other than those of {folder}: model.{name} = {here}, there {there}", soft_wrap=True, markup=False)
     return moved
 
 
 def chosen_anew(found: ModelConfig, model: ModelConfig) -> ModelConfig:
     """Return the model that was found, with those of `model`'s fields that its weights leave open."""
-    scaled = found.rope_scaling.kind != "none" and not found.rope_scaling.original_length  # by max_length, then
+    scaled = found.rope_scaling.needs_original and not found.rope_scaling.original_length  # by max_length, then
     names = OPEN if found.positions == "learned" or scaled else ("max_length", *OPEN)
     return dataclasses.replace(found, **{name: getattr(model, name) for name in names})
 

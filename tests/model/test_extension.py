@@ -41,9 +41,18 @@ def test_lengths_before_are_those_of_the_trained_model():
     scaled = Extension(rope_scaling=RopeScaling(kind="yarn", factor=4.0)).applied(MODEL)
     grouped = Extension(self_extend=SelfExtend(group_size=4, window_size=64)).applied(MODEL)
     assert scaled.rope_scaling.original_length == grouped.self_extend.original_length == 256
+    both = Extension(rope_scaling=RopeScaling(kind="ntk", factor=2.0), self_extend=SelfExtend(group_size=4, window_size=64))
+    assert both.applied(MODEL).max_length == 4 * (512 - 64) + 64
     # What a model was scaled from does not move with the length that it is read at.
     trained = dataclasses.replace(MODEL, rope_scaling=RopeScaling(kind="dynamic", factor=2.0))
     assert Extension(max_length=1024).applied(trained).rope_scaling.original_length == 256
+
+
+def test_a_scaled_model_goes_on_from_its_own_scaling():
+    """A greater factor of the kind that it has keeps the length before it, and all else that was not asked for."""
+    own = RopeScaling(kind="yarn", factor=4.0, original_length=64, beta_fast=16.0)
+    read = Extension(rope_scaling=RopeScaling(kind="yarn", factor=8.0)).applied(dataclasses.replace(MODEL, rope_scaling=own))
+    assert read.rope_scaling == dataclasses.replace(own, factor=8.0) and read.max_length == 512
 
 
 @pytest.mark.parametrize(
@@ -74,6 +83,11 @@ def test_lengths_before_are_those_of_the_trained_model():
             "sliding layers never see the far keys",
         ),
         (lambda: tiny(causal=False, self_extend=SelfExtend(group_size=2, window_size=4)), "bidirectional"),
+        (lambda: Extension(rope_scaling=RopeScaling(factor=4.0)), "set extend.rope_scaling.kind"),
+        (
+            lambda: Extension(attention_window=16).applied(tiny(attention_pattern=("sliding",), sliding_window=8)),
+            "trained to see 8 tokens",
+        ),
         (
             lambda: tiny(rope_scaling=RopeScaling(kind="dynamic"), self_extend=SelfExtend(group_size=2, window_size=4)),
             "changes positions by length already",

@@ -1,10 +1,13 @@
 """Attention against a NumPy loop, and every kernel that runs here against the plain one."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlm.layout import Layout, make_mesh
 from jaxlm.ops import attention_kernels
 from jaxlm.ops.attention import attention, attention_and_normalizer
 from jaxlm.ops.masks import MASKED, Tokens
@@ -96,11 +99,45 @@ def test_blocks_equal_the_whole_forwards_and_backwards(case, stretches, monkeypa
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("window", [0, 64])
+def test_memory_of_training_is_linear_in_the_length(window, monkeypatch):
+    """Whatever the layer around it keeps: a policy must not reach into the blocks and keep their logits."""
+    monkeypatch.setattr(attention_kernels, "QUERY_BLOCK", 8)
+
+    def temporary(length):
+        shapes = [jax.ShapeDtypeStruct((1, length, 2, 8), jnp.float32)] * 3
+        at = Tokens(jnp.arange(length)[None])
+        layer = functools.partial(attention, query=at, key=at, scale=0.3, aligned=True, kernel="blocked", window=window)
+        kept = jax.checkpoint(layer, policy=jax.checkpoint_policies.everything_saveable)
+        total = jax.grad(lambda *inputs: jnp.sum(kept(*inputs) ** 2), argnums=(0, 1, 2))
+        return jax.jit(total).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(1024) < 2.5 * temporary(512)
+
+
 def test_a_query_that_sees_nothing_gives_numbers():
     q, k, v, _ = inputs(packed=False)
     positions = np.broadcast_to(np.arange(q.shape[1], dtype=np.int32), q.shape[:2])
     apart = Tokens(positions, np.zeros(q.shape[:2], np.int32)), Tokens(positions, np.ones(q.shape[:2], np.int32))
     assert np.isfinite(attention(q, k, v, *apart, scale=1.0)).all()
+
+
+def test_a_stretch_of_a_row_on_each_device_equals_the_whole(monkeypatch):
+    monkeypatch.setattr(attention_kernels, "QUERY_BLOCK", 8)
+    q, k, v, at = inputs(length=80)
+    for options in ({}, {"window": 11}, {"beyond": 11}):
+        expected = attention_and_normalizer(q, k, v, at, at, scale=0.3, aligned=True, **options)
+        with jax.set_mesh(make_mesh({"context": 2, "model": 2}, jax.devices()[:4])):
+            layout = Layout()
+            places = layout.spec("batch", "length", "heads", None), layout.spec("batch", "length")
+            placed = jax.device_put((q, k, v), places[0])
+            tokens = jax.device_put(at, places[1])
+            found = jax.jit(lambda *x, o=options: attention_and_normalizer(*x, scale=0.3, aligned=True, kernel="blocked", **o))(
+                *placed, tokens, tokens
+            )
+            seeing = np.asarray(expected[1]) > MASKED / 2
+            np.testing.assert_allclose(np.asarray(found[0])[seeing], np.asarray(expected[0])[seeing], atol=2e-6)
+            np.testing.assert_allclose(found[1], expected[1], rtol=2e-6, atol=2e-6)
 
 
 def test_order_of_cached_keys_does_not_matter():
