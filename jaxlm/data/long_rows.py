@@ -1,7 +1,7 @@
 """Long rows of plain text, one after the other as they stand: what a long context is measured on."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -13,16 +13,26 @@ from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.errors import DataError
 
 
-def documents_of(config: DataConfig, split: str) -> Iterator[str]:
+def documents_of(config: DataConfig, split: str, report: Callable[[str], None] | None = None) -> Iterator[str]:
     """Yield the texts of the split "train" or "validation", in order; ConfigError for a source that is not there.
 
-    They are those that preparing `config` puts there, which must be of text.
+    They are those that preparing `config` puts there, which must be of text: one source after the other, whatever
+    `config.weights` are, so that who takes a few may see the first source alone. `report` is told of each source whose texts
+    begin.
     """
     fraction = 0.0 if config.validation_sources else config.validation_fraction
     jobs = [Job(parse_source(spelling), fraction) for spelling in config.sources]
     jobs += [Job(parse_source(spelling), 1.0) for spelling in config.validation_sources]
     on_bad = stop_at if config.on_bad_document == "error" else lambda fault: None
-    return (document.text for job in jobs for document in job.source.documents(on_bad) if job.split(document.id) == split)
+    return itertools.chain.from_iterable(_texts(job, split, on_bad, report) for job in jobs)
+
+
+def _texts(job: Job, split: str, on_bad: Callable[[DataError], None], report: Callable[[str], None] | None) -> Iterator[str]:
+    texts = (document.text for document in job.source.documents(on_bad) if job.split(document.id) == split)
+    for number, text in enumerate(texts):
+        if report and not number:
+            report(job.source.spelling)
+        yield text
 
 
 def long_rows(
@@ -34,6 +44,12 @@ def long_rows(
     with `whole_documents` a row is the beginning of one document, and those too short for a row are left out. Raises DataError
     where there is not text enough for a single row.
     """
+    documents = iter(documents)
+    if (first := next(documents, None)) is None:
+        raise DataError(
+            "this split has no documents: read the other one, --split train say, or name text, --source text:book.txt say"
+        )
+    documents = itertools.chain([first], documents)
     prefix = np.array(tokenizer.prefix_ids, np.int32)
     wanted = length + 1 - len(prefix)
     pieces = _beginnings(documents, tokenizer, wanted) if whole_documents else _pieces(documents, tokenizer, wanted)

@@ -43,10 +43,14 @@ def solve(
 
     `report` is told of the tokens that were read. Tasks of like length share a batch and a compiled program, and only places of
     answers get logits. Where RoPE frequencies depend on a row's length, they are those of the whole row; generation has those
-    of the row so far. Raises DataError where the model cannot read so long a row, or does not know a token.
+    of the row so far. Raises DataError where the model cannot read so long a row, does not know a token, or nothing stands
+    before an answer.
     """
     if not tasks:
         return []
+    for number, task in enumerate(tasks):
+        if not task.prompt or not task.answer:
+            raise DataError(f"task {number} has no token of {'an answer' if task.prompt else 'a prompt'}: it needs one or more")
     check_reach(max(len(task.prompt) + len(task.answer) for task in tasks), model, "tasks")
     greatest = max(max(task.prompt + task.answer) for task in tasks)
     if greatest >= model.vocab_size:
@@ -54,7 +58,7 @@ def solve(
     places = max(len(task.answer) for task in tasks)
     by_width: dict[int, list[int]] = {}
     for number, task in enumerate(tasks):
-        by_width.setdefault(_width(max(task.length, len(task.prompt) + len(task.answer))), []).append(number)
+        by_width.setdefault(row_width(task), []).append(number)
     answers: dict[int, Answer] = {}
     for width, numbers in by_width.items():
         for start in range(0, len(numbers), batch_size):
@@ -75,8 +79,9 @@ def _answer(task: Task, likeliest: np.ndarray, log_probs: np.ndarray, tokenizer:
     return Answer(all(right), sum(right) / len(right), total, tokens, text)
 
 
-def _width(length: int) -> int:
-    """Return a width that tasks of about this length share: at most an eighth wider than the longest must be."""
+def row_width(task: Task) -> int:
+    """Return the width that tasks of about this length share when they are read: at most an eighth, or 15, more than it."""
+    length = max(task.length, len(task.prompt) + len(task.answer))
     step = max(16, 1 << max(0, (length - 1).bit_length() - 4))
     return -(-length // step) * step
 

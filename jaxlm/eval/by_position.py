@@ -50,8 +50,8 @@ def strided_losses(
     """Return the loss of every target of rows [R, L + 1] by windows of `length` tokens moved by `stride`, float32 [R, L].
 
     Of each window only the last `stride` targets count, of a row's first window all (the protocol of perplexity on long texts:
-    ALiBi, arXiv:2108.12409): each target has between `length` - `stride` and `length` tokens before it. The last window ends
-    where the row does. Raises ConfigError where `stride` is not from 1 to `length`.
+    ALiBi, arXiv:2108.12409): each target has between `length` - `stride` + 1 and `length` tokens before it, those of the first
+    window fewer. The last window ends where the row does. Raises ConfigError where `stride` is not from 1 to `length`.
     """
     if not 1 <= stride <= length:
         raise ConfigError(f"stride = {stride} must be from 1 to the length of a window, {length}")

@@ -11,6 +11,11 @@ from jaxlm.model.extension import Extension
 
 TEXT = ("positions", "short")
 RETRIEVAL = ("passkey", "needle", "copy", "tasks")
+# Which probes an option has a part in.
+_USED_BY = {
+    "stride": ("positions",), "whole_documents": TEXT, "rows": TEXT, "trials": ("passkey", "needle", "copy"),
+    "depths": ("passkey", "needle", "copy"), "chat": ("passkey", "needle"),
+}  # fmt: skip
 
 
 @config
@@ -39,7 +44,7 @@ class Probes:
     seed: Annotated[int, Range(0)] = 0
     """The same seed gives the same tasks."""
     out: str = ""
-    """Folder for probes.json and pictures; empty: probes/ in the run's, and there one named after the extension."""
+    """Folder for probes.json and pictures; empty: probes/ in the run's, and there one named after what is measured."""
 
     def check(self) -> None:
         """Raise ConfigError where options have nothing to act on."""
@@ -51,6 +56,13 @@ class Probes:
             raise ConfigError("--probe tasks and --tasks FILE go together: give both or none")
         if len(set(self.probe)) < len(self.probe) or len(set(self.lengths)) < len(self.lengths):
             raise ConfigError("--probe and --lengths name each thing once: leave out what is there twice")
+        for name, probes in _USED_BY.items():
+            if name in given and not set(probes) & set(self.probe):
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} has a part in --probe {' or '.join(probes)} alone: leave it out, or name one"
+                )
+        if not self.depths or len(set(self.depths)) < len(self.depths):
+            raise ConfigError("--depths takes one depth or more, each of them once: 0 0.5 1 say")
 
     def check_alone(self, others: Mapping[str, object]) -> None:
         """Raise ConfigError where one of these options is set: they say how to evaluate without probes."""
@@ -72,9 +84,16 @@ def window_of(extension: Extension, trained: ModelConfig) -> int:
     """Return up to which length the extension must leave every loss as it is, to the bit; 0 where it may change any."""
     if extension.rope_scaling.kind != "none":
         return 0
-    grouped = extension.self_extend
-    limits = (grouped.window_size, extension.attention_window, int(grouped.scale_base) - 1 if grouped.scale_base else 0)
-    return min((limit for limit in limits if limit), default=trained.max_length)
+    grouped, limits = extension.self_extend, [trained.max_length]
+    if grouped.on:
+        limits.append(grouped.window_size)
+    if grouped.scale_base:
+        limits.append(max(0, int(grouped.scale_base) - 1))
+    if extension.attention_window:
+        limits.append(extension.attention_window)
+        # Layers that slid already then see more, or less, than they did.
+        limits += [trained.sliding_window] if "sliding" in trained.attention_pattern else []
+    return min(limits)
 
 
 def short_lengths(lengths: tuple[int, ...], extension: Extension, trained: ModelConfig) -> list[int]:

@@ -15,6 +15,10 @@ from jaxlm.decode.text import check_text
 from jaxlm.errors import ConfigError, DataError
 
 
+class TooShort(ConfigError):
+    """A length with no room for a task, even without any filler."""
+
+
 class Task(NamedTuple):
     """A prompt, and the only right answer to it."""
 
@@ -70,8 +74,8 @@ def passkey_tasks(
 ) -> list[Task]:  # fmt: skip
     """Return `trials` tasks for each length and depth: digits drawn at random, told once, to be repeated at the end.
 
-    With `chat` the text is a user's, put through the tokenizer's chat template. Raises ConfigError where a length is too short
-    for the text without any filler.
+    With `chat` the text is a user's, put through the tokenizer's chat template. Raises TooShort where a length has
+    no room for the text without any filler.
     """
 
     def one(rng: np.random.Generator) -> _Told:
@@ -118,7 +122,7 @@ def copy_tasks(
     for length, depth, rng in _each(lengths, depths, trials, seed):
         room = length - 2 * block - len(prefix)
         if room < 0:
-            raise ConfigError(f"copies of {block} tokens need rows of {2 * block + len(prefix)} or more, not {length}")
+            raise TooShort(f"copies of {block} tokens need rows of {2 * block + len(prefix)} or more, not {length}")
         text, before = rng.choice(known, room + block), round(depth * room)
         copied = text[before : before + block].tolist()
         tasks.append(Task((*prefix, *text.tolist(), *copied[:cue]), tuple(copied[cue:]), length, depth, "copy"))
@@ -154,6 +158,8 @@ def _read_task(line: str, where: str, tokenizer: Tokenizer) -> Task:
         raise DataError(f"{where}: depth = {depth!r} must be a number from 0 to 1")
     check_text("".join(texts), where)
     prompt, answer = _parted(encode_prompt(tokenizer, texts[0]), encode_prompt(tokenizer, "".join(texts)))
+    if not prompt:
+        raise DataError(f"{where}: the tokenizer makes one token of prompt and answer together: begin the prompt earlier")
     return Task(prompt, answer, len(prompt) + len(answer), float(depth), "task")
 
 
@@ -179,9 +185,7 @@ def _tasks(
         ids = functools.cache(functools.partial(_ids, tokenizer, style, told, order, depth, chat))
         least = sum(map(len, ids(0)))
         if least > length:
-            raise ConfigError(
-                f"a {kind} task has {least} tokens without any filler: a length must be that or more, not {length}"
-            )
+            raise TooShort(f"a {kind} task has {least} tokens without any filler: a length must be that or more, not {length}")
         count = _most(ids, np.cumsum(sizes[order]), length, near.get(length, 0))
         near |= {} if style.drawn else {length: count}
         tasks.append(Task(*ids(count), length, depth, kind))

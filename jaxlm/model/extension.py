@@ -18,7 +18,7 @@ class Extension:
     self_extend: SelfExtend = SelfExtend()
     """Grouped positions for far keys; window_size 0: off."""
     attention_window: Annotated[int, Range(0)] = 0
-    """Every layer sees this many last tokens alone, the control that any method must beat; 0: as trained."""
+    """Every layer sees this many last tokens alone; through its layers a model still reaches further. 0: as trained."""
     max_length: Annotated[int, Range(0)] = 0
     """The longest sequence to read; 0: what the method reaches (factor times the length trained at, or what Self-Extend's
     groups cover), else as trained."""

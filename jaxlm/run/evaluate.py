@@ -15,6 +15,7 @@ from jaxlm.data.prepare import DataConfig, prepare
 from jaxlm.data.tokenizer import TokenizerConfig, load_tokenizer
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.eval.language_model import evaluate, target_bytes
+from jaxlm.eval.reach import check_reach
 from jaxlm.experiment import Experiment
 from jaxlm.model import lora
 from jaxlm.model.extension import Extension
@@ -61,6 +62,8 @@ def evaluate_run(
                 f"the data of {folder} is tokenised differently now: its sources have changed. Say what to read with --source"
             )
         read = Batches(prepared, split, batch_size or run.experiment.batch_size, 0, shuffle=False)
+        if warning := check_reach(data.sequence_length, run.model, "rows", run.trained):
+            out.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
         count = min(batches or read.num_batches, read.num_batches)
         router.check_model(run.model)
         sums_of, measured_against = _evaluator(run, router, data.form, reference, out)

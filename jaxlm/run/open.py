@@ -20,7 +20,7 @@ from jaxlm.model.config import ModelConfig
 from jaxlm.model.extension import Extension
 from jaxlm.model.lora import LoraConfig
 from jaxlm.run import display
-from jaxlm.run.directory import CHECKPOINTS, TOKENIZER, load_config
+from jaxlm.run.directory import CHECKPOINTS, TOKENIZER, imported_from, load_config
 from jaxlm.train import checkpoint
 
 
@@ -113,4 +113,20 @@ def opened(
         )
         step, (experiment, model, params) = found
         tokenizer = load_tokenizer(folder / TOKENIZER) if (folder / TOKENIZER).exists() else None
+        _warn_of_shorter_rows(folder, experiment, extension, out)
         yield OpenRun(folder, experiment, extension.applied(model), model, params, step, tokenizer, mesh)
+
+
+def _warn_of_shorter_rows(folder: Path, experiment: Experiment, extension: Extension, out: Any) -> None:
+    """Say so where an extension goes by max_length, and the run never saw so long a row."""
+    length, limit = experiment.data.sequence_length, experiment.model.max_length
+    elsewhere = imported_from(folder) or experiment.init_from  # what was seen there is not known here
+    scaled = extension.rope_scaling.kind != "none" and not extension.rope_scaling.original_length
+    grouped = extension.self_extend.on and not extension.self_extend.original_length
+    if length < limit and not elsewhere and (scaled or grouped):
+        which = "rope-scaling" if scaled else "self-extend"
+        out.print(
+            f"[yellow]warning:[/] {folder} was trained on rows of {length} tokens, and is extended as if on {limit}, its "
+            f"max_length: set --extend.{which}.original-length {length}",
+            soft_wrap=True,
+        )

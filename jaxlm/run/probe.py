@@ -1,7 +1,6 @@
 """`jaxlm eval --probe`: how far a model reads and finds again, as tables, pictures and one JSON object."""
 
 import functools
-import json
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,8 +12,9 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from jaxlm.config import to_dict
-from jaxlm.eval.answers import Answer, solve
+from jaxlm.config import digest, to_dict
+from jaxlm.errors import ConfigError
+from jaxlm.eval.answers import Answer, row_width, solve
 from jaxlm.eval.by_position import by_position, memory, short_context, strided_losses, token_losses
 from jaxlm.eval.probe_config import Probes, short_lengths, window_of
 from jaxlm.eval.retrieval import Task
@@ -25,10 +25,11 @@ from jaxlm.run import display
 from jaxlm.run.directory import load_config
 from jaxlm.run.open import OpenRun, opened
 from jaxlm.run.probe_material import Material, gather
-from jaxlm.run.probe_report import draw, made_folder, show, write
+from jaxlm.run.probe_report import as_json, check_short, draw, made_folder, show, write
 
 BINS = 16  # stretches of a row whose losses are averaged
 TOKENS_AT_ONCE = 8192  # of tasks, where no batch size is asked for
+TOLD = ("passkey", "needle", "tasks")  # whose answers are text
 
 Report = Callable[[int, int], None]
 """Told of how many tokens were read, in rows of which length."""
@@ -41,8 +42,10 @@ def probe_run(
     """Measure what `probes` asks for; print tables for people, and one JSON object on standard output.
 
     The object is also in probes.json, beside pictures of what was measured: {"run", "step", "extension" (its label), "settings"
-    (all of it), "trained_length", "longest" (tokens that the model reads), "probes" (the options), "source", "device",
-    "batch_size" (0: text a row at a time, tasks as many as 8,192 tokens hold), "seconds"}, and for each probe:
+    (all of it), "trained_length", "longest" (tokens that the model reads), "probes" (the options), "source" (what was asked
+    for: a list, or the split of the run's own), "sources_read" (those of which the rows are: one is read to its end before
+    the next, whatever their weights in training), "device", "batch_size" (0: text a row at a time, tasks as many as 8,192
+    tokens hold), "seconds"}, and for each probe:
 
     - "positions": by length, {"length", "rows", "loss" (nats a token), "perplexity", "bits_per_byte", "tokens", "bins": the
       same for stretches "from" a place in the row "to" another, "seconds" (a row, after the first batch), "memory":
@@ -52,28 +55,43 @@ def probe_run(
       "mean" (loss as extended less loss as trained, nats: where it is greatest by size, and the mean)}]}.
     - "passkey", "needle", "copy", "tasks": [{"length", "depth", "tasks" (how many), "accuracy", "token_accuracy", "log_prob"
       (mean of an answer, nats)}]; of tasks from a file depths are rounded to tenths, and lengths up to a power of two.
+    - "wrong": of each of these but "copy", [{"length", "depth", "expected", "given" (texts), "tokens" (ids of that)}]: the
+      answers that were not right; each token of what was given is the likeliest after the right ones before it.
 
-    Raises ConfigError or DataError for what cannot be measured, before a device is touched.
+    A number that is none, or infinite, is null. Raises ConfigError or DataError for what cannot be measured, before a device is
+    touched; JaxlmError, after all was written, where "short" finds a change that must not be.
     """
+    if batch_size < 0:
+        raise ConfigError(f"--batch-size {batch_size} must be 1 or more, or 0 for what probes choose")
     out, begun = display.console(), time.monotonic()
     material = gather(folder, load_config(folder), probes, extension, sources, split)
-    to = Path(probes.out) if probes.out else folder / "probes" / re.sub(r"[^a-z0-9.]+", "-", extension.label)
-    made_folder(to)
+    made_folder(Path(probes.out) if probes.out else folder / "probes")
     for note in material.notes:
         out.print(note, soft_wrap=True)
     with opened(folder, step, extension=extension) as run:
         found = {
             "run": str(folder), "step": run.step, "extension": extension.label, "settings": to_dict(extension),
             "trained_length": run.trained.max_length, "longest": run.model.max_length, "probes": to_dict(probes),
-            "source": list(sources) or split, "device": jax.devices()[0].device_kind, "batch_size": batch_size,
+            "source": list(sources) or split, "sources_read": list(material.sources),
+            "device": jax.devices()[0].device_kind, "batch_size": batch_size,
         }  # fmt: skip
-        with _progress(out, run.model, _work(material, probes, extension, run.trained)) as report:
+        with _progress(out, run.model, _work(material, probes, extension, run.trained, batch_size)) as report:
             found |= _measured(run, material, probes, extension, batch_size, report)
     found["seconds"] = round(time.monotonic() - begun, 1)
+    to = Path(probes.out) if probes.out else folder / "probes" / _name(found)
+    made_folder(to)
     write(found, to)
     draw(found, to)
     show(found, to, out)
-    print(json.dumps(found))
+    print(as_json(found))
+    check_short(found)
+
+
+def _name(found: dict[str, Any]) -> str:
+    """Return a name that tells an extension, and is another one for whatever else is measured."""
+    asked = {name: value for name, value in found["probes"].items() if name != "out"}
+    what = digest([asked, *(found[name] for name in ("settings", "step", "source", "batch_size"))])
+    return re.sub(r"[^a-z0-9.]+", "-", f"{found['extension']} {what[:8]}")
 
 
 def _measured(
@@ -87,7 +105,10 @@ def _measured(
     if "short" in probes.probe:
         found["short"] = _short(run, material, extension, batch_size or 1, report)
     for kind, tasks in material.tasks.items():
-        found[kind] = _retrieved(run, tasks, batch_size, report)
+        answered = _answered(run, tasks, batch_size, report)
+        found[kind] = _means(answered)
+        if kind in TOLD:
+            found.setdefault("wrong", {})[kind] = _wrong(run, answered)
     return found
 
 
@@ -110,7 +131,7 @@ def _positions(run: OpenRun, material: Material, length: int, stride: int, batch
     values |= {"bins": by_position(losses, edges, num_bytes), "seconds": float(np.diff(ends).min()) / batch_size}
     values["memory"] = taken._asdict() | {"peak": taken.peak}
     if stride:
-        stride, rows = min(stride, length), material.rows[:, : material.lengths[-1] + 1]
+        rows = material.rows[:, : material.lengths[-1] + 1]
         losses = strided_losses(
             run.params, rows, run.model, run.experiment.layout, length, stride, batch_size,
             functools.partial(report, length=length),
@@ -137,15 +158,22 @@ def _short(run: OpenRun, material: Material, extension: Extension, batch_size: i
     return {"exact_to": exact_to, "lengths": found}
 
 
-def _retrieved(run: OpenRun, tasks: Sequence[Task], batch_size: int, report: Report) -> list[dict[str, Any]]:
-    """Return what the model made of tasks, means by length and depth."""
-    cells: dict[tuple[int, float], list[Answer]] = {}
+def _answered(run: OpenRun, tasks: Sequence[Task], batch_size: int, report: Report) -> list[tuple[Task, Answer]]:
+    """Return what the model made of tasks, the shortest first."""
+    answered: list[tuple[Task, Answer]] = []
     for length in sorted({_cell(task)[0] for task in tasks}):
         part = [task for task in tasks if _cell(task)[0] == length]
         size, tell = batch_size or max(1, TOKENS_AT_ONCE // length), functools.partial(report, length=length)
         answers = solve(run.params, part, run.model, run.experiment.layout, size, run.tokenizer, tell)
-        for task, answer in zip(part, answers, strict=True):
-            cells.setdefault(_cell(task), []).append(answer)
+        answered += zip(part, answers, strict=True)
+    return answered
+
+
+def _means(answered: Sequence[tuple[Task, Answer]]) -> list[dict[str, Any]]:
+    """Return means by length and depth."""
+    cells: dict[tuple[int, float], list[Answer]] = {}
+    for task, answer in answered:
+        cells.setdefault(_cell(task), []).append(answer)
     means = ("correct", "token_accuracy", "log_prob")
     return [
         {"length": length, "depth": depth, "tasks": len(answers)}
@@ -154,21 +182,35 @@ def _retrieved(run: OpenRun, tasks: Sequence[Task], batch_size: int, report: Rep
     ]
 
 
+def _wrong(run: OpenRun, answered: Sequence[tuple[Task, Answer]]) -> list[dict[str, Any]]:
+    """Return which answers were not right, and what the model gave instead."""
+    tokenizer = run.needs_tokenizer()
+    return [
+        {"length": task.length, "depth": task.depth, "expected": tokenizer.decode(task.answer), "given": answer.text,
+         "tokens": list(answer.tokens)}
+        for task, answer in answered
+        if not answer.correct
+    ]  # fmt: skip
+
+
 def _cell(task: Task) -> tuple[int, float]:
     if task.kind != "task":
         return task.length, task.depth
     return 1 << (task.length - 1).bit_length(), round(task.depth, 1)
 
 
-def _work(material: Material, probes: Probes, extension: Extension, trained: ModelConfig) -> list[tuple[int, int]]:
+def _work(
+    material: Material, probes: Probes, extension: Extension, trained: ModelConfig, batch_size: int
+) -> list[tuple[int, int]]:
     """Return how many tokens will be read in rows of which length."""
     rows, work = 0 if material.rows is None else len(material.rows), []
+    again = rows <= (batch_size or 1)  # a single batch is read twice, for its time
     for length in material.lengths if "positions" in probes.probe else ():
         windows = -(-(material.lengths[-1] - length) // probes.stride) + 1 if probes.stride else 0
-        work.append(((rows + (rows == 1) + rows * windows) * length, length))
+        work.append((rows * (1 + again + windows) * length, length))
     if "short" in probes.probe:
         work += [(2 * rows * length, length) for length in short_lengths(material.lengths, extension, trained)]
-    return work + [_cell(task)[:1] * 2 for tasks in material.tasks.values() for task in tasks]
+    return work + [(row_width(task), _cell(task)[0]) for tasks in material.tasks.values() for task in tasks]
 
 
 @contextmanager

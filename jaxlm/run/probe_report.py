@@ -1,6 +1,7 @@
 """What probes of a long context found, as tables, pictures and JSON."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from jaxlm.errors import ConfigError
+from jaxlm.errors import ConfigError, JaxlmError
 from jaxlm.eval.probe_config import RETRIEVAL
 from jaxlm.run.directory import write_atomically
 
@@ -23,9 +24,41 @@ def made_folder(folder: Path) -> None:
         raise ConfigError(f"the folder {folder} cannot be written: {fault.strerror}. Name another with --out PATH") from fault
 
 
+def as_json(found: dict[str, Any], indent: int | None = None) -> str:
+    """Return what was found as JSON, which has no number that is none or infinite: null in their places."""
+    return json.dumps(_finite(found), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write(found: dict[str, Any], folder: Path) -> None:
-    """Write probes.json, in the place of what an earlier measurement left."""
-    write_atomically(folder / "probes.json", json.dumps(found, indent=1) + "\n")
+    """Write probes.json, in the place of what an earlier measurement left; pictures of what is not in it now are removed."""
+    if (folder / "probes.json").exists():
+        for name in ("positions", *RETRIEVAL):
+            if name not in found:
+                (folder / f"{name}.png").unlink(missing_ok=True)
+    write_atomically(folder / "probes.json", as_json(found, indent=1) + "\n")
+
+
+def check_short(found: dict[str, Any]) -> None:
+    """Raise JaxlmError where losses changed in rows that the extension must leave as they are."""
+    changed = [row["length"] for row in found.get("short", {}).get("lengths", ()) if _wrong(row)]
+    if changed:
+        raise JaxlmError(
+            f"{found['extension']} changes losses in rows of {', '.join(map(str, changed))} tokens, and must leave all up to "
+            f"{found['short']['exact_to']} as they are: the model, or what computes it on this device, is at fault; trust "
+            "none of these results"
+        )
+
+
+def _wrong(row: dict[str, Any]) -> bool:
+    return row["fits"] and row["greatest"] != 0
 
 
 def show(found: dict[str, Any], folder: Path, out: Console) -> None:
@@ -35,7 +68,7 @@ def show(found: dict[str, Any], folder: Path, out: Console) -> None:
     if "short" in found:
         rows = [
             {"length": f"{row['length']:,}", "greatest change, nats": f"{row['greatest']:g}", "mean change": f"{row['mean']:g}",
-             "must be 0": "yes" if row["fits"] else "no"}
+             "must be 0": "[bold red]yes, and is not[/]" if _wrong(row) else "yes" if row["fits"] else "no"}
             for row in found["short"]["lengths"]
         ]  # fmt: skip
         _print(out, f"short: {found['extension']} less plain", rows)

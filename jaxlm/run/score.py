@@ -39,7 +39,7 @@ def score_rows(
             raise DataError(
                 f"{tokens} holds token {max(rows.max(), -rows.min())}: this model knows 0 to {run.model.vocab_size - 1}"
             )
-        if warning := check_reach(rows.shape[1], run.model, f"rows of {tokens}"):
+        if warning := check_reach(rows.shape[1], run.model, f"rows of {tokens}", run.trained):
             display.console().print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
         file = None
         if logits_out is not None:

@@ -1,5 +1,8 @@
 """Losses by position: of one pass, of windows as the protocol has them, and beside another reading of the same model."""
 
+import dataclasses
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -66,7 +69,8 @@ def test_means_between_edges():
     assert "bits_per_byte" not in by_position(losses, (0, 4))[0]
 
 
-def test_self_extend_leaves_rows_that_fit_its_window_to_the_bit(params):
+def test_windows_leave_rows_that_fit_them_to_the_bit(params):
+    assert not short_context(params, ROWS[:, :17], MODEL, Extension(attention_window=16).applied(MODEL), Layout(), 3).any()
     assert not short_context(params, ROWS[:, :17], MODEL, GROUPED, Layout(), 3).any()
     beyond = short_context(params, ROWS[:, :33], MODEL, GROUPED, Layout(), 3)
     assert np.abs(beyond[:, :16]).max() < 1e-5 and np.abs(beyond[:, 17:]).max() > 1e-3
@@ -74,12 +78,26 @@ def test_self_extend_leaves_rows_that_fit_its_window_to_the_bit(params):
 
 def test_rows_longer_than_a_model_reads(params):
     assert check_reach(32, MODEL) == ""
-    assert "rows have 33 tokens: this model reads at most 32, as it was trained" in check_reach(33, MODEL)
+    assert "rows have 33 tokens: this model reads at most 32, as it was trained" in check_reach(33, MODEL, trained=MODEL)
+    shorter = check_reach(33, Extension(max_length=20).applied(MODEL), trained=MODEL)
+    assert "at most 20, for so --extend.max-length has it" in shorter and "as it was trained" not in shorter
     scaled = Extension(rope_scaling=RopeScaling(kind="yarn", factor=2.0)).applied(MODEL)
     assert check_reach(64, scaled) == "" and "raise --extend.rope-scaling.factor above 2" in check_reach(65, scaled)
     assert GROUPED.max_length == 80
-    with pytest.raises(DataError, match="at most 80 with self_extend.group_size 4 .*raise --extend.self-extend.group-size"):
+    with pytest.raises(
+        DataError, match="at most 80 with self_extend.group_size 4 .*take --extend.self-extend.group-size 5 with"
+    ) as said:
         token_losses(params, np.zeros((1, 82), np.int32), GROUPED, Layout())
+    group, window = map(int, re.findall(r"-size (\d+)", str(said.value)))
+    assert Extension(self_extend=SelfExtend(group_size=group, window_size=window)).applied(MODEL).max_length >= 81
+    lowered = Extension(self_extend=GROUPED.self_extend, max_length=40).applied(MODEL)
+    with pytest.raises(DataError, match="at most 40 .* raise --extend.max-length, 40 now, .* reaches 80 tokens"):
+        check_reach(80, lowered)
+    with pytest.raises(DataError, match="group-size 5 with .* 15, without --extend.max-length"):
+        check_reach(81, lowered)
+    with pytest.raises(DataError, match="no groups of Self-Extend reach 9999 tokens"):
+        check_reach(9999, GROUPED)
+    assert "raise --extend.max-length" in check_reach(60, dataclasses.replace(scaled, max_length=50))
     with pytest.raises(DataError, match="learned positions and none beyond"):
         check_reach(33, tiny(max_length=32, positions="learned"))
 
@@ -103,5 +121,7 @@ def test_long_rows_of_documents():
     ]  # fmt: skip
     with pytest.raises(DataError, match="the longest has 7 tokens, and a row takes 8. Leave out --whole-documents, lower"):
         long_rows(documents, tokenizer, 9, 8, whole_documents=True)
+    with pytest.raises(DataError, match="this split has no documents: .* --split train .* --source"):
+        long_rows(iter([]), tokenizer, 9, 5)
     with pytest.raises(DataError, match="too little text: 18 tokens, and a row takes 20. Lower --lengths"):
         long_rows(documents, tokenizer, 9, 20)

@@ -39,6 +39,15 @@ class Chatty(ByteTokenizer):
     chat_template = "{% for message in messages %}[{{ message['content'] }}]{% endfor %}A: "
 
 
+class Joined(ByteTokenizer):
+    """Bytes without a bos, and one token for "ab" alone."""
+
+    prefix_ids = ()
+
+    def encode(self, text, *, specials=False):
+        return [250] if text == "ab" else super().encode(text)
+
+
 def tokens_of(tokenizer, text: str) -> int:
     return len(tokenizer.encode(text))
 
@@ -106,6 +115,9 @@ def test_what_cannot_be_made_says_the_fix(tmp_path):
         (tmp_path / "tasks.jsonl").write_text(f'{{"prompt": "a", "answer": "b"}}\n{line}\n')
         with pytest.raises(DataError, match=re.escape(said)):
             read_tasks(tmp_path / "tasks.jsonl", BYTES)
+    (tmp_path / "tasks.jsonl").write_text('{"prompt": "a", "answer": "bc"}\n{"prompt": "a", "answer": "b"}')
+    with pytest.raises(DataError, match="line 2: the tokenizer makes one token of prompt and answer together"):
+        read_tasks(tmp_path / "tasks.jsonl", Joined())
     (tmp_path / "tasks.jsonl").write_text('\n{"prompt": "a b ", "answer": "cd", "depth": 0.25}\n')
     assert read_tasks(tmp_path / "tasks.jsonl", BYTES) == [
         Task((1, *BYTES.encode("a b ")), tuple(BYTES.encode("cd")), 7, 0.25, "task")
@@ -153,6 +165,8 @@ def test_solving_is_what_greedy_generation_would_write():
     assert sum(told) == 7 * 48
     with pytest.raises(DataError, match="the model knows 0 to 63"):
         solve(params, [right[0]._replace(answer=(64,))], model, Layout())
+    with pytest.raises(DataError, match="task 1 has no token of a prompt"):
+        solve(params, [right[0], right[1]._replace(prompt=())], model, Layout())
 
 
 def test_solving_on_a_mesh_is_the_same():

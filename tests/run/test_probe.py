@@ -1,6 +1,9 @@
 """`jaxlm eval --probe` end to end, on a model that copies; and `--extend` of every command that reads a run."""
 
+import functools
 import json
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -16,6 +19,7 @@ from jaxlm.experiment import Experiment
 from jaxlm.layout import make_mesh
 from jaxlm.run.directory import TOKENIZER, settle_config
 from jaxlm.run.open import opened
+from jaxlm.run.probe import _name
 from jaxlm.train.checkpoint import CheckpointWriter
 
 # A block of 32 tokens and its first 8 again, in rows of 96: the next token stands this far back where the depth is 0.
@@ -62,18 +66,40 @@ def refused(capsys, *arguments) -> str:
     return " ".join(capsys.readouterr().err.split())
 
 
-def test_every_probe_from_one_command(run, tmp_path, capsys):
+@pytest.fixture
+def counted(monkeypatch):
+    """What progress was told to expect, and what it was told of."""
+    seen = SimpleNamespace(total=0, done=0)
+
+    @contextmanager
+    def measuring(out, total):
+        def advance(amount, what):
+            seen.done += amount
+
+        seen.total = total
+        yield advance
+
+    monkeypatch.setattr("jaxlm.run.display.measuring", measuring)
+    return seen
+
+
+def test_every_probe_from_one_command(run, tmp_path, capsys, counted):
+    (tmp_path / "found").mkdir()
+    for name in ("probes.json", "needle.png", "positions.png", "mine.png"):
+        (tmp_path / "found" / name).touch()
     (tmp_path / "tasks.jsonl").write_text('{"prompt": "The code is 7. The code is ", "answer": "7"}\n')
     options = ("--lengths", "96", "68", "--depths", "0", "1", "--trials", "2", "--rows", "2", "--stride", "24")
     out, said = ran(
         capsys, "eval", run, "--probe", "positions", "short", "copy", "tasks", *options, *GROUPED, "--seed", "3",
-        "--tasks", tmp_path / "tasks.jsonl", "--out", tmp_path / "found", "--whole-documents",
+        "--tasks", tmp_path / "tasks.jsonl", "--out", tmp_path / "found", "--whole-documents", "--batch-size", "2",
     )  # fmt: skip
     found = json.loads(out)
+    assert counted.done == counted.total > 0
     assert found == json.loads((tmp_path / "found" / "probes.json").read_text())
     assert (found["extension"], found["trained_length"], found["longest"]) == ("self-extend 4/48", 96, 240)
     pictures = {path.name for path in (tmp_path / "found").iterdir()} - {"probes.json"}
-    assert pictures == {"positions.png", "copy.png", "tasks.png"}
+    assert pictures == {"positions.png", "copy.png", "tasks.png", "mine.png"}  # needle.png was of an earlier measurement
+    pictures.remove("mine.png")
     assert all((tmp_path / "found" / name).read_bytes()[:4] == b"\x89PNG" for name in pictures)
     for part in (
         "2 rows of 96 tokens, the beginning of a document each",
@@ -93,14 +119,39 @@ def test_every_probe_from_one_command(run, tmp_path, capsys):
     assert (at_48["length"], at_48["fits"], at_48["greatest"], at_48["mean"]) == (48, True, 0.0, 0.0)
     assert not at_96["fits"] and abs(at_96["greatest"]) > 1 and found["short"]["exact_to"] == 48
     assert [(cell["length"], cell["depth"], cell["tasks"]) for cell in found["tasks"]] == [(32, 0.0, 1)]
+    (wrong,) = found["wrong"].pop("tasks")
+    assert not found["wrong"] and wrong["expected"] == "7" != wrong["given"]
+    assert (wrong["length"], wrong["depth"], len(wrong["tokens"])) == (29, 0.0, 1)
+    assert found["source"] == "validation" and len(found["sources_read"]) == 1 and found["sources_read"][0].startswith("text:")
 
 
-def test_a_model_that_copies_is_seen_to(run, capsys):
-    out, said = ran(capsys, "eval", run, "--probe", "copy", "--lengths", "96", "--depths", "0", "1", "--trials", "2")
+def test_a_model_that_copies_is_seen_to(run, capsys, counted):
+    out, said = ran(capsys, "eval", run, "--probe", "copy", "--depths", "0", "1", "--trials", "2")
+    assert "copy: rows of 48 tokens are left out, for copies of 32 tokens need rows of 65 or more" in said
+    assert counted.done == counted.total > 0
     near, far = json.loads(out)["copy"][::-1]
     assert far["accuracy"] == far["token_accuracy"] == 1 and near["accuracy"] == 0
-    assert json.loads((run / "probes" / "plain" / "probes.json").read_text())["copy"] == [far, near]
+    (folder,) = (run / "probes").glob("plain-????????")
+    assert json.loads((folder / "probes.json").read_text())["copy"] == [far, near]
     assert "depth 96 0 100 1" in said
+    named = functools.partial(dict, probes={"out": "a", "trials": 2}, settings={}, step=0, source="train", batch_size=0)
+    one, *others = (
+        _name(named(extension="yarn x4", **changed))
+        for changed in ({}, {"step": 1}, {"source": ["text:a"]}, {"settings": {"a": 1}}, {"probes": {"out": "a", "trials": 3}})
+    )
+    assert one.startswith("yarn-x4-") and len({one, *others}) == 5
+    assert _name(named(extension="yarn x4", probes={"out": "", "trials": 2})) == one
+
+
+def test_a_change_that_must_not_be_is_told_of_after_all_was_written(run, tmp_path, capsys, monkeypatch):
+    changed = np.array([[0.0, np.nan, 0.25]], np.float32)
+    monkeypatch.setattr("jaxlm.run.probe.short_context", lambda *args: changed)
+    said = refused(
+        capsys, "eval", run, "--probe", "short", "--lengths", "40", "96", "--rows", "1", *GROUPED, "--out", tmp_path / "found"
+    )
+    assert "yes, and is not" in said and "changes losses in rows of 40, 48 tokens, and must leave all up to 48" in said
+    text = (tmp_path / "found" / "probes.json").read_text()
+    assert "NaN" not in text and [row["greatest"] for row in json.loads(text)["short"]["lengths"]] == [None] * 3
 
 
 def test_what_cannot_be_probed_says_the_fix_before_a_device_is_touched(run, tmp_path, capsys, monkeypatch):
@@ -110,7 +161,12 @@ def test_what_cannot_be_probed_says_the_fix_before_a_device_is_touched(run, tmp_
     assert "--probe tasks and --tasks FILE go together" in refused(capsys, *probe, "tasks")
     assert "--batches has no part in --probe" in refused(capsys, *probe, "copy", "--batches", "2")
     assert "give --extend options too" in refused(capsys, *probe, "short")
-    assert "raise --extend.self-extend.group-size" in refused(capsys, *probe, "copy", "--lengths", "241", *GROUPED)
+    scaled = ("--extend.rope-scaling.kind", "yarn", "--extend.rope-scaling.factor", "4")
+    assert "give one of --lengths up to 96" in refused(capsys, *probe, "short", "--lengths", "97", *scaled)
+    assert "--batch-size -1 must be 1 or more, or 0" in refused(capsys, *probe, "copy", "--batch-size", "-1")
+    assert "--stride 49 is more than a window of 48" in refused(capsys, *probe, "positions", "--stride", "49")
+    assert "need rows of 65 or more, not 48" in refused(capsys, *probe, "copy", "--lengths", "48", "96")
+    assert "take --extend.self-extend.group-size" in refused(capsys, *probe, "copy", "--lengths", "241", *GROUPED)
     assert "Lower --lengths" in refused(capsys, *probe, "positions", "--lengths", "9999999")
     assert "no such file" in refused(capsys, *probe, "positions", "--source", f"text:{tmp_path}/none")
     assert "without any filler" in refused(capsys, *probe, "passkey")
