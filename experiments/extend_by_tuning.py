@@ -1,0 +1,129 @@
+"""Interpolated positions and YaRN with a short training on longer rows, against methods that train nothing.
+
+python experiments/extend_by_tuning.py                                  # every arm and seed, the table below
+jaxlm train experiments/extend_by_tuning.py:base                        # the short-context model, in runs/long-context-base
+jaxlm train experiments/extend_by_tuning.py                             # from there: YaRN, factor 4, rows of 1,024
+jaxlm plan experiments/extend_by_tuning.py:pod --topology v5p:4x4x4     # Llama 3 8B to 128k tokens
+
+Claim (arXiv:2306.15595, arXiv:2309.00071): a short training at the new length makes up for what scaled positions cost, and
+YaRN needs less of it than PI. Against it (arXiv:2401.01325): Self-Extend comes near without any.
+
+Protocol: base() of long_context.py goes on for 100 steps of 4,096 tokens, in rows of 1,024 with scaled positions or with
+those it has, or in rows of 256; methods without training read that last one, so that all arms have learnt from as many tokens,
+of documents that the base did not read. Rows of 1,024 hold passkeys of their own length. All is measured as self_extend.py has
+it, at 1,024 tokens and at 2,048, twice what was tuned for: tuned arms keep the scaling that they were tuned with, the others
+have one that fits.
+
+Result: not run yet.
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+import llama_8b
+import long_context
+from long_context import LENGTH, SHORT, Found, Measured, add, grouped, measured, report, scaled, source, windowed
+from tuned import start, trained
+
+from jaxlm.errors import JaxlmError
+from jaxlm.experiment import Experiment
+from jaxlm.layout import MeshConfig
+from jaxlm.model.extension import Extension
+from jaxlm.model.rope_config import RopeScaling
+from jaxlm.train.optimizer import OptimizerConfig
+
+LONGER, LENGTHS = 1024, (1024, 2048)
+TOKENS, STEPS = 4096, 100
+ARMS = {"PI": "linear", "YaRN": "yarn"}
+FACTORS = (4.0, 8.0)
+
+
+def base() -> Experiment:
+    """The model of rows of 256."""
+    return long_context.base()
+
+
+def experiment() -> Experiment:
+    """YaRN, factor 4, tuned on rows of 1,024."""
+    return tuned("runs/long-context-base", 0, "yarn", 4.0)
+
+
+def tuned(init_from: str, seed: int, kind: str = "none", factor: float = 1.0, length: int = LONGER) -> Experiment:
+    """Return an arm that goes on from the base at rows of `length`."""
+    begun = long_context.base(seed)
+    scaling = RopeScaling() if kind == "none" else RopeScaling(kind=kind, factor=factor, original_length=LENGTH)
+    sources = ("stdlib", source(20_000, SHORT, 1), source(409_600 // length, length - 2, 1))
+    return dataclasses.replace(
+        begun,
+        name="extend-by-tuning",
+        steps=STEPS,
+        batch_size=TOKENS // length,
+        init_from=init_from,
+        model=dataclasses.replace(begun.model, max_length=length, rope_scaling=scaling),
+        data=dataclasses.replace(begun.data, sources=sources, sequence_length=length),
+        optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=10),
+    )
+
+
+def over_context() -> Experiment:
+    """The same arm with each row split over two devices, and rows over two."""
+    return dataclasses.replace(experiment(), mesh=MeshConfig(data=2, context=2, cpu_devices=4))
+
+
+def pod() -> Experiment:
+    """YaRN, factor 16: Llama 3 8B trained on at 128k tokens."""
+    return llama_8b.long_context("yarn", 16.0)
+
+
+def run_seed(seed: int, runs: Path) -> dict[str, dict[int, Measured]]:
+    """Train the base and every arm of a seed, and return what was measured of each at each length."""
+    begun = str(trained(long_context.base(seed), runs))
+    found: dict[str, dict[int, Measured]] = {}
+    arms = {f"{name} x{factor:g}, tuned": (kind, factor) for name, kind in ARMS.items() for factor in FACTORS}
+    for name, (kind, factor) in {**arms, "as trained, tuned": ("none", 1.0)}.items():
+        folder = trained(tuned(begun, seed, kind, factor), runs)
+        found[name] = {length: measured(folder, Extension(max_length=length), length) for length in LENGTHS}
+    same = trained(tuned(begun, seed, length=LENGTH), runs)
+    for length in LENGTHS:
+        for name, extension in untuned(length).items():
+            found.setdefault(name, {})[length] = measured(same, extension, length)
+        found.setdefault("last 256", {})[length] = measured(same, None, length)
+    return found
+
+
+def untuned(length: int) -> dict[str, Extension]:
+    """Return the ways in which the model that went on at 256 tokens is read; of Self-Extend the smallest group that reaches."""
+    factor, window = length / LENGTH, LENGTH // 2
+    group = next(extension for size in (4, 8, 16, 32) if (extension := grouped(size, window, length)))
+    return {
+        "plain": Extension(max_length=length),
+        "PI": scaled("linear", factor, length),
+        "YaRN": scaled("yarn", factor, length),
+        "NTK": scaled("ntk", factor, length),
+        "Self-Extend": group,
+        "window 256": windowed(length),
+    }
+
+
+def main() -> int:
+    """Run everything, or what is left of it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--runs", type=Path, default=Path("runs/long_context"))
+    arguments = parser.parse_args()
+    start()
+    found: Found = {}
+    for seed in range(arguments.seeds):
+        try:
+            add(found, run_seed(seed, arguments.runs))
+        except JaxlmError as fault:
+            print(f"error: {fault}", file=sys.stderr)
+            return 2
+        report(found, arguments.runs, "extend_by_tuning")  # after every seed, so that an early stop leaves a result
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
