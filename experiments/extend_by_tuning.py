@@ -14,7 +14,7 @@ of documents that the base did not read. Rows of 1,024 hold passkeys of their ow
 it, at 1,024 tokens and at 2,048, twice what was tuned for: tuned arms keep the scaling that they were tuned with, the others
 have one that fits.
 
-Result: not run yet.
+Result: not run to the end.
 """
 
 import argparse
