@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from models import tiny
 
 from jaxlm.data.data_config import DataConfig
 from jaxlm.data.tokenizer import TokenizerConfig
@@ -10,7 +11,6 @@ from jaxlm.errors import ConfigError
 from jaxlm.experiment import Experiment
 from jaxlm.model.extension import Extension
 from jaxlm.model.rope_config import RopeScaling, SelfExtend
-from tests.models import tiny
 
 MODEL = tiny(max_length=256)
 
