@@ -17,17 +17,15 @@ have one that fits.
 Result: not run to the end.
 """
 
-import argparse
 import dataclasses
 import sys
 from pathlib import Path
 
 import llama_8b
 import long_context
-from long_context import LENGTH, SHORT, Found, Measured, add, grouped, measured, report, scaled, source, windowed
-from tuned import start, trained
+from long_context import LENGTH, SHORT, Measured, grouped, measured, options, run_seeds, scaled, source, windowed
+from tuned import trained
 
-from jaxlm.errors import JaxlmError
 from jaxlm.experiment import Experiment
 from jaxlm.layout import MeshConfig
 from jaxlm.model.extension import Extension
@@ -109,20 +107,8 @@ def untuned(length: int) -> dict[str, Extension]:
 
 def main() -> int:
     """Run everything, or what is left of it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--runs", type=Path, default=Path("runs/long_context"))
-    arguments = parser.parse_args()
-    start()
-    found: Found = {}
-    for seed in range(arguments.seeds):
-        try:
-            add(found, run_seed(seed, arguments.runs))
-        except JaxlmError as fault:
-            print(f"error: {fault}", file=sys.stderr)
-            return 2
-        report(found, arguments.runs, "extend_by_tuning")  # after every seed, so that an early stop leaves a result
-    return 0
+    arguments = options(__doc__).parse_args()
+    return run_seeds("extend_by_tuning", run_seed, arguments.seeds, arguments.runs)
 
 
 if __name__ == "__main__":

@@ -8,23 +8,26 @@ whose ends can only be predicted by looking back: passkeys between sentences, na
 have exactly 62 or 254 bytes, so that with bos and eos a row holds four of them or one, and none is cut.
 """
 
+import argparse
 import functools
 import hashlib
 import random
 import string
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from compare import show
 from scipy import stats
-from tuned import Interval, bootstrap, kept, write_results, write_rows
+from tuned import Interval, bootstrap, kept, start, write_results, write_rows
 
 from jaxlm.config import digest
 from jaxlm.data.long_rows import documents_of, long_rows
 from jaxlm.data.prepare import DataConfig
 from jaxlm.data.tokenizer import TokenizerConfig
+from jaxlm.errors import JaxlmError
 from jaxlm.eval.answers import solve
 from jaxlm.eval.by_position import strided_losses, token_losses
 from jaxlm.eval.retrieval import Style, passkey_tasks
@@ -247,6 +250,34 @@ def proportion(right: np.ndarray) -> Interval:
     """Return the part of all seeds' tasks that are right, and its 95 % interval (Wilson 1927), which is no point at 0 and 1."""
     result = stats.binomtest(int(right.sum()), right.size)
     return Interval(result.statistic, *result.proportion_ci(method="wilson"))
+
+
+def run_seeds(
+    name: str, run_seed: Callable[[int, Path], Mapping[str, Mapping[int, Measured]]], seeds: int, runs: Path,
+    draw: Callable[[Found, Path], None] | None = None,
+) -> int:  # fmt: skip
+    """Measure every seed and report after each, so that an early stop leaves a result; return the exit status."""
+    start()
+    found: Found = {}
+    for seed in range(seeds):
+        try:
+            of_seed = run_seed(seed, runs)
+        except JaxlmError as fault:
+            print(f"error: {fault}", file=sys.stderr)
+            return 2
+        add(found, of_seed)
+        report(found, runs, name)
+        if draw:
+            draw(found, runs / f"{name}.png")
+    return 0
+
+
+def options(description: str) -> argparse.ArgumentParser:
+    """Return the options that experiments on long contexts share."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--runs", type=Path, default=Path("runs/long_context"))
+    return parser
 
 
 def report(found: Found, runs: Path, name: str) -> None:

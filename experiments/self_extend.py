@@ -41,7 +41,7 @@ how well models retrieve. 16/128 and the logarithm were picked on the same tasks
 The logarithm was not tried with the rivals.
 """
 
-import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,10 +49,9 @@ from pathlib import Path
 import llama_8b
 import long_context
 import numpy as np
-from long_context import DEPTHS, LENGTH, LENGTHS, Found, Measured, add, grouped, measured, report, scaled, windowed
-from tuned import start, trained
+from long_context import DEPTHS, LENGTH, LENGTHS, Found, Measured, grouped, measured, options, run_seeds, scaled, windowed
+from tuned import trained
 
-from jaxlm.errors import JaxlmError
 from jaxlm.experiment import Experiment
 from jaxlm.model.extension import Extension
 
@@ -134,23 +133,11 @@ def draw(found: Found, path: Path) -> None:
 
 def main() -> int:
     """Run everything, or what is left of it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=2)
+    parser = options(__doc__)
     parser.add_argument("--positions", nargs="*", choices=("alibi", "none"), default=["alibi"], help="models besides RoPE's")
-    parser.add_argument("--runs", type=Path, default=Path("runs/long_context"))
     arguments = parser.parse_args()
-    start()
-    found: Found = {}
-    for seed in range(arguments.seeds):
-        try:
-            of_seed = run_seed(seed, arguments.runs, arguments.positions)
-        except JaxlmError as fault:
-            print(f"error: {fault}", file=sys.stderr)
-            return 2
-        add(found, of_seed)
-        report(found, arguments.runs, "self_extend")  # after every seed, so that an early stop leaves a result
-        draw(found, arguments.runs / "self_extend.png")
-    return 0
+    of_seed = functools.partial(run_seed, others=arguments.positions)
+    return run_seeds("self_extend", of_seed, arguments.seeds, arguments.runs, draw)
 
 
 if __name__ == "__main__":

@@ -28,17 +28,15 @@ no better with 128. Loss differs by less than its interval and tells nothing of 
 At 2,048, eight times the length trained at, no setting holds without the logarithm of self_extend.py.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 import llama_8b
 import long_context
 import numpy as np
-from long_context import Found, Measured, add, grouped, measured, report
-from tuned import start, trained
+from long_context import Found, Measured, grouped, measured, options, run_seeds
+from tuned import trained
 
-from jaxlm.errors import JaxlmError
 from jaxlm.experiment import Experiment
 
 GROUPS, WINDOWS = (4, 8, 16, 32), (32, 64, 128, 192)
@@ -56,8 +54,7 @@ def pod() -> Experiment:
 
 
 def run_seed(seed: int, runs: Path) -> dict[str, dict[int, Measured]]:
-    """Return what was measured of every group and window that reaches a length, and of
-    the control."""
+    """Return what was measured of every group and window that reaches a length, and of the control."""
     folder, found = trained(long_context.base(seed), runs), {}
     for length in LENGTHS:
         arms = {f"{group}/{window}": grouped(group, window, length) for group in GROUPS for window in WINDOWS}
@@ -99,21 +96,8 @@ def draw(found: Found, path: Path) -> None:
 
 def main() -> int:
     """Run everything, or what is left of it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--runs", type=Path, default=Path("runs/long_context"))
-    arguments = parser.parse_args()
-    start()
-    found: Found = {}
-    for seed in range(arguments.seeds):
-        try:
-            add(found, run_seed(seed, arguments.runs))
-        except JaxlmError as fault:
-            print(f"error: {fault}", file=sys.stderr)
-            return 2
-        report(found, arguments.runs, "window_and_group")  # after every seed, so that an early stop leaves a result
-        draw(found, arguments.runs / "window_and_group.png")
-    return 0
+    arguments = options(__doc__).parse_args()
+    return run_seeds("window_and_group", run_seed, arguments.seeds, arguments.runs, draw)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Packed rows, caches, chunked prefill, sliding windows, ALiBi and bidirectional l
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -15,6 +16,7 @@ from jaxlm.ops.attention_kernels import blocked, cudnn, plain
 from jaxlm.ops.masks import Masks, Tokens
 
 Kernel = Literal["plain", "blocked", "cudnn", "splash"]
+Arrays = tuple[Any, ...]
 
 
 def attention(
@@ -74,11 +76,8 @@ def _attend(
     q: Array, k: Array, v: Array, query: Tokens, key: Tokens, slopes: Array | None, masks: Masks, scale: float,
     softcap: float, aligned: bool, kernel: Kernel, *, normalizer: bool,
 ) -> tuple[Array, Array | None]:  # fmt: skip
-    rows, length, heads = jax.typeof(q).sharding.spec[:3]
-    split = length if length and jax.sharding.get_abstract_mesh().shape[length] > 1 else None
-    if heads != jax.typeof(k).sharding.spec[2]:  # whole key-value heads under sharded query heads
-        share = q.shape[2] // k.shape[2]
-        k, v = (jnp.repeat(x, share, axis=2) for x in (k, v))
+    split = split_of(q)
+    k, v = with_heads_of(q, (k, v))
     prepared = None
     if kernel == "splash" and aligned and slopes is None:
         prepared = splash.prepare(q, k, split, masks.causal, masks.window, masks.beyond, softcap, normalizer)
@@ -91,27 +90,58 @@ def _attend(
         masks=masks, scale=scale, softcap=softcap, normalizer=normalizer,
     )  # fmt: skip
 
-    def local(q: Array, k: Array, v: Array, query: Tokens, key: Tokens, slopes: Array | None, prepared: Any) -> Any:
-        if split and aligned:
-            k, v, key = jax.tree.map(lambda x: jax.lax.all_gather(x, split, axis=1, tiled=True), (k, v, key))
+    def local(queries: Arrays, keys: Arrays, query: Tokens, key: Tokens, slopes: Array | None, prepared: Any) -> Any:
+        (q,), (k, v) = queries, keys
         if prepared is not None:
-            mixed, log_normalizer = splash.run(prepared, q, k, v, query.segments, key.segments, scale, normalizer)
+            found = splash.run(prepared, q, k, v, query.segments, key.segments, scale, normalizer)
         else:
             offset = {"offset": jax.lax.axis_index(split) * q.shape[1]} if split and kernel == "blocked" else {}
-            mixed, log_normalizer = compute(q, k, v, query, key, slopes, **offset)
-        return (mixed, log_normalizer) if normalizer else mixed
+            found = compute(q, k, v, query, key, slopes, **offset)
+        return found if normalizer else found[0]
 
-    queries, keys = P(rows, split, heads, None), P(rows, split if aligned else None, heads, None)
-    tokens = (jax.tree.map(lambda _: P(*queries[:2]), query), jax.tree.map(lambda _: P(*keys[:2]), key))
-    specs = (queries, keys, keys, *tokens, None if slopes is None else P(heads))
-    inputs = jax.reshard((q, k, v, query, key, slopes), specs)
-    prepared_specs = None if prepared is None else splash.specs(prepared, split)
-    out = (queries, P(*queries[:3])) if normalizer else queries
-    found = jax.shard_map(local, in_specs=(*specs, prepared_specs), out_specs=out, check_vma=False)(
-        *inputs, prepared if prepared is None else jax.reshard(prepared, prepared_specs)
+    heads = jax.typeof(q).sharding.spec[2]
+    more_specs = None if slopes is None else P(heads), None if prepared is None else splash.specs(prepared, split)
+    found = on_devices(local, (q,), (k, v), query, key, (slopes, prepared), more_specs, aligned=aligned, normalizer=normalizer)
+    return found if normalizer else (found, None)
+
+
+def split_of(q_BLNH: Array) -> str | None:
+    """Return the mesh axis that rows are split over along their length; None where each is whole on its device."""
+    length = jax.typeof(q_BLNH).sharding.spec[1]
+    return length if length and jax.sharding.get_abstract_mesh().shape[length] > 1 else None
+
+
+def with_heads_of(q_BLNH: Array, keys: Arrays) -> Arrays:
+    """Return keys and values [B, S, K, H] as they are, or, whole under sharded query heads, once for each of those."""
+    if jax.typeof(q_BLNH).sharding.spec[2] == jax.typeof(keys[0]).sharding.spec[2]:
+        return keys
+    return tuple(jnp.repeat(x, q_BLNH.shape[2] // x.shape[2], axis=2) for x in keys)
+
+
+def on_devices(
+    compute: Callable[..., Any], queries: Arrays, keys: Arrays, query: Tokens, key: Tokens, more: Arrays = (),
+    more_specs: tuple = (), *, aligned: bool, normalizer: bool = False,
+) -> Any:  # fmt: skip
+    """Return compute(queries, keys, query, key, *more) of arrays [B, L, N, H] and [B, S, K, H], each device for its own part.
+
+    Parts are of rows and heads and, of aligned rows split along their length, a stretch of the queries with all keys. It gives
+    [B, L, N, H] and, with `normalizer`, also [B, L, N].
+    """
+    rows, length, heads = jax.typeof(queries[0]).sharding.spec[:3]
+    split = split_of(queries[0])
+
+    def local(queries: Arrays, keys: Arrays, query: Tokens, key: Tokens, *more: Any) -> Any:
+        if split and aligned:
+            keys, key = jax.tree.map(lambda x: jax.lax.all_gather(x, split, axis=1, tiled=True), (keys, key))
+        return compute(queries, keys, query, key, *more)
+
+    of_queries, of_keys = P(rows, split, heads, None), P(rows, split if aligned else None, heads, None)
+    specs = (
+        (of_queries,) * len(queries), (of_keys,) * len(keys),
+        *(jax.tree.map(lambda _, spec=spec: P(*spec[:2]), at) for at, spec in ((query, of_queries), (key, of_keys))),
+        *more_specs,
     )  # fmt: skip
-    mixed, log_normalizer = found if normalizer else (found, None)
-    return (
-        jax.reshard(mixed, P(rows, length, heads, None)),
-        log_normalizer if log_normalizer is None else jax.reshard(log_normalizer, P(rows, length, heads)),
-    )
+    out = (of_queries, P(*of_queries[:3])) if normalizer else of_queries
+    inputs = jax.reshard((queries, keys, query, key, *more), specs)
+    found = jax.shard_map(local, in_specs=specs, out_specs=out, check_vma=False)(*inputs)
+    return jax.tree.map(lambda x: jax.reshard(x, P(*(rows, length, heads, None)[: x.ndim])), found)

@@ -48,12 +48,14 @@ def heads_first(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
 
 
 def mix(weights: Array, v: Array) -> Array:
+    """Return probabilities [B, K, G, L, S] times values [B, K, S, H], in the dtype of the values: [B, K, G, L, H]."""
     batch, groups, share, length, keys = weights.shape
     mixed = jnp.einsum("bkqs,bksh->bkqh", weights.astype(v.dtype).reshape(batch, groups, share * length, keys), v)
     return mixed.reshape(batch, groups, share, length, -1)
 
 
 def heads_last(y: Array) -> Array:
+    """Return [B, L, N, H] of [B, K, G, L, H]."""
     batch, groups, share, length, size = y.shape
     return y.transpose(0, 3, 1, 2, 4).reshape(batch, length, groups * share, size)
 
@@ -80,6 +82,7 @@ def _some(
 def plain(
     q: Array, k: Array, v: Array, query: Tokens, key: Tokens, slopes: Array | None, *, masks, scale, softcap, normalizer
 ) -> tuple[Array, Array | None]:
+    """Compute all logits at once: the reference, and what short rows and caches take."""
     mixed, log_normalizer = _some(*heads_first(q, k, v), query, key, slopes, masks, scale, softcap, normalizer)
     return heads_last(mixed), rows_first(log_normalizer)
 

@@ -2,9 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-from jax import Array, P
+from jax import Array
 
-from jaxlm.ops.attention import Kernel, attention, attention_and_normalizer
+from jaxlm.ops.attention import Kernel, attention, attention_and_normalizer, on_devices, with_heads_of
 from jaxlm.ops.attention_kernels import attention_logits, heads_first, heads_last, mix
 from jaxlm.ops.masks import Masks, Tokens
 
@@ -63,32 +63,19 @@ def _dense(
     near: tuple[Array, Array], far: tuple[Array, Array], v: Array, query: Tokens, key: Tokens, window_size: int,
     scale: float, softcap: float, aligned: bool,
 ) -> Array:  # fmt: skip
-    rows, length, heads = jax.typeof(near[0]).sharding.spec[:3]
-    split = length if length and jax.sharding.get_abstract_mesh().shape[length] > 1 else None
-    if heads != jax.typeof(v).sharding.spec[2]:  # whole key-value heads under sharded query heads
-        share = near[0].shape[2] // v.shape[2]
-        near, far = ((q, jnp.repeat(k, share, axis=2)) for q, k in (near, far))
-        v = jnp.repeat(v, share, axis=2)
+    (q_near, k_near), (q_far, k_far) = near, far
 
-    def local(near: tuple[Array, Array], far: tuple[Array, Array], v: Array, query: Tokens, key: Tokens) -> Array:
-        keys = near[1], far[1], v, key
-        if split and aligned:
-            keys = jax.tree.map(lambda x: jax.lax.all_gather(x, split, axis=1, tiled=True), keys)
-        k_near, k_far, values, key = keys
+    def local(queries: tuple[Array, ...], keys: tuple[Array, ...], query: Tokens, key: Tokens) -> Array:
+        *both, v = keys
 
         def logits(q: Array, k: Array, masks: Masks) -> Array:
-            q, k, _ = heads_first(q, k, values)
+            q, k, _ = heads_first(q, k, v)
             return attention_logits(q, k, masks.seen(query, key), scale=scale, softcap=softcap)
 
         # MASKED where either does not see: each key is seen by one of them at most.
-        merged = jnp.maximum(
-            logits(near[0], k_near, Masks(True, window_size, 0)), logits(far[0], k_far, Masks(True, 0, window_size))
-        )
-        return heads_last(mix(jax.nn.softmax(merged, axis=-1), values.transpose(0, 2, 1, 3)))
+        masks = Masks(True, window_size, 0), Masks(True, 0, window_size)
+        merged = jnp.maximum(*(logits(q, k, mask) for q, k, mask in zip(queries, both, masks, strict=True)))
+        return heads_last(mix(jax.nn.softmax(merged, axis=-1), v.transpose(0, 2, 1, 3)))
 
-    queries, keys = P(rows, split, heads, None), P(rows, split if aligned else None, heads, None)
-    tokens = (jax.tree.map(lambda _: P(*queries[:2]), query), jax.tree.map(lambda _: P(*keys[:2]), key))
-    specs = ((queries, keys), (queries, keys), keys, *tokens)
-    inputs = jax.reshard((near, far, v, query, key), specs)
-    mixed = jax.shard_map(local, in_specs=specs, out_specs=queries, check_vma=False)(*inputs)
-    return jax.reshard(mixed, P(rows, length, heads, None))
+    keys = with_heads_of(q_near, (k_near, k_far, v))
+    return on_devices(local, (q_near, q_far), keys, query, key, aligned=aligned)
