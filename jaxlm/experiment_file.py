@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,20 @@ def load_experiment(path: Path) -> Experiment:
     """
     if path.suffix == ".json" and path.is_file():
         return _load_resolved(path)
-    name = "experiment"
+    found, path, name = call_function(path, "experiment", "an Experiment")
+    if not isinstance(found, Experiment):
+        raise ConfigError(f"{name}() in {path} returned a {type(found).__name__}, not an Experiment")
+    return found
+
+
+def call_function(
+    path: Path, name: str, returns: str, take: Callable[[Any], Any] = lambda found: found
+) -> tuple[Any, Path, str]:
+    """Run a file of Python and return what its function `name` returns, the file's path and the function's name.
+
+    `FILE.py:NAME` calls another function of the file. `returns` says what is expected of it, in words; `take` is applied to
+    what it returned while faults still get their place in the file: of a generator they come only then.
+    """
     if not path.is_file() and ".py:" in path.name:
         file, name = path.name.rsplit(":", 1)
         path = path.with_name(file)
@@ -49,26 +63,21 @@ def load_experiment(path: Path) -> Experiment:
         raise ConfigError(f"no experiment file {path}.{suggest(path.name, [p.name for p in near])}")
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
     if module_spec is None:
-        raise ConfigError(
-            f"{path} is no experiment: give a .py file that defines experiment(), or a resolved .json configuration"
-        )
+        raise ConfigError(f"{path} is no experiment: give a .py file that defines {name}(), or a resolved .json configuration")
     module = importlib.util.module_from_spec(module_spec)
     sys.path.insert(0, str(path.parent.absolute()))  # experiments build on their neighbours
     try:
         module_spec.loader.exec_module(module)
         if not callable(getattr(module, name, None)):
             near = suggest(name, [n for n, value in vars(module).items() if callable(value)])
-            raise ConfigError(f"{path} defines no function {name}() that returns an Experiment.{near}")
-        found = getattr(module, name)()
+            raise ConfigError(f"{path} defines no function {name}() that returns {returns}.{near}")
+        return take(getattr(module, name)()), path, name
     except JaxlmError as fault:
         raise type(fault)(f"{fault}{_line(fault, path)}") from fault
     except Exception as fault:
         raise ConfigError(f"{path} cannot be run: {type(fault).__name__}: {fault}{_line(fault, path)}") from fault
     finally:
         sys.path.pop(0)
-    if not isinstance(found, Experiment):
-        raise ConfigError(f"{name}() in {path} returned a {type(found).__name__}, not an Experiment")
-    return found
 
 
 def _load_resolved(path: Path) -> Experiment:

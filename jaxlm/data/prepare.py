@@ -143,6 +143,16 @@ def _plan(config: DataConfig, block_bytes: int) -> _Plan:
     return _Plan(jobs, cache / key, key, hashes, needed)
 
 
+def data_key(config: DataConfig) -> str:
+    """Return what names the rows that `config` asks for: a hash of the content of its sources and of how rows are made of them.
+
+    Sources are found and read (their hashes are remembered), nothing is prepared. Raises ConfigError or DataError.
+    """
+    plan = _plan(config, _BLOCK_BYTES)
+    plan.hashes.save()
+    return plan.key
+
+
 def open_prepared(config: DataConfig) -> Prepared | None:
     """Return the prepared data that `config` asks for, or None where it is not (wholly) there."""
     plan = _plan(config, _BLOCK_BYTES)

@@ -43,7 +43,7 @@ def num_devices(options: Local, experiment: Experiment) -> int | None:
     """Return how many devices the processes have together, or None where the processes themselves must count."""
     if options.devices:
         return options.processes * options.devices
-    gpus = _gpus()
+    gpus = visible_gpus()
     if gpus:
         return len(gpus)
     has_tpu = os.path.exists("/dev/accel0") or os.path.exists("/dev/vfio/0")
@@ -74,7 +74,7 @@ def _environments(options: Local, port: int | str) -> list[dict[str, str]]:
         common["JAX_PLATFORMS"] = "cpu"
     if options.processes == 1:
         return [common]
-    gpus = [] if options.devices else _gpus()
+    gpus = [] if options.devices else visible_gpus()
     each = len(gpus) // options.processes
     if gpus and each * options.processes != len(gpus):
         raise ConfigError(
@@ -90,7 +90,7 @@ def _environments(options: Local, port: int | str) -> list[dict[str, str]]:
     ]
 
 
-def _gpus() -> list[str]:
+def visible_gpus() -> list[str]:
     """Return the GPUs that a process started here would see, as CUDA_VISIBLE_DEVICES names them."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]

@@ -1,5 +1,7 @@
 """A run's directory: what was asked, what came of it, and who is writing there now."""
 
+from __future__ import annotations  # `Experiment` is imported where one is made
+
 import dataclasses
 import fcntl
 import json
@@ -7,17 +9,20 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jaxlm
 from jaxlm.config import digest, from_dict, to_dict
 from jaxlm.errors import CheckpointError, ConfigError, suggest
-from jaxlm.experiment import Experiment, changed_fields
+
+if TYPE_CHECKING:  # it brings JAX, and listing thousands of runs should not wait for that
+    from jaxlm.experiment import Experiment
 
 CONFIG, RECORD, METRICS, CHECKPOINTS, TOKENIZER = "config.json", "run.json", "metrics.jsonl", "checkpoints", "tokenizer.model"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "array_record", "sentencepiece", "numpy")
@@ -48,16 +53,24 @@ def opened_for_writing(folder: Path) -> Iterator[None]:
             f"the run directory {folder} cannot be written: {fault.strerror}. Choose another with --run-dir PATH"
         ) from fault
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as fault:
-            raise ConfigError(f"another process is training in {folder}: wait for it, or choose another --run-dir") from fault
+        for left in range(10, -1, -1):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as fault:
+                if not left:
+                    raise ConfigError(
+                        f"another process is training in {folder}: wait for it, or choose another --run-dir"
+                    ) from fault
+                time.sleep(0.05)  # `in_use` holds it for a moment, too
         yield
 
 
 def in_use(folder: Path) -> bool:
     """Return whether a process is training in a run directory now."""
     try:
+        if not (folder / "lock").is_file():  # opening anything else might wait for ever
+            return False
         with (folder / "lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -79,6 +92,8 @@ def settle_config(folder: Path, experiment: Experiment, *, allow_change: bool) -
     """
     path, changes = folder / CONFIG, []
     metrics, saves = folder / METRICS, folder / CHECKPOINTS
+    from jaxlm.experiment import changed_fields
+
     begun = (metrics.exists() and metrics.stat().st_size > 0) or (saves.is_dir() and any(saves.iterdir()))
     if begun and imported_from(folder):
         raise CheckpointError(
@@ -103,6 +118,8 @@ def settle_config(folder: Path, experiment: Experiment, *, allow_change: bool) -
 
 def load_config(folder: Path) -> Experiment:
     """Return the experiment of a run; CheckpointError where the directory is none, or not readable as one."""
+    from jaxlm.experiment import Experiment
+
     path = folder / CONFIG
     try:
         values = json.loads(path.read_text())

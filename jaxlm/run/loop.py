@@ -18,6 +18,7 @@ from jaxlm.eval.language_model import summarize
 from jaxlm.experiment import Experiment, GuardConfig
 from jaxlm.run import decisions, directory, display, goodput, processes, report
 from jaxlm.run.agreement import agreed, announced, same
+from jaxlm.run.failure import failure_recorded, forget_failure
 from jaxlm.run.metrics import MetricsLog, read_rows
 from jaxlm.run.preflight import check_inputs, check_processes, check_shared, check_trainable, laid_out, prepared_data
 from jaxlm.run.programs import compile_step, make_validate
@@ -50,6 +51,7 @@ def train(
                 held.enter_context(directory.opened_for_writing(folder))
                 for name, before, now in directory.settle_config(folder, experiment, allow_change=allow_config_change):
                     out.print(f"changed: {name} {before!r} -> {now!r}")
+                held.enter_context(failure_recorded(folder))
         devices = jax.devices()
         with agreed("mesh"):
             mesh = laid_out(experiment, devices, out)
@@ -64,6 +66,7 @@ def train(
                 kind = f"{len(devices)} x {devices[0].device_kind}"
                 facts = {"devices": kind, "mesh": dict(mesh.shape), "data": prepared.key, "processes": processes.count()}
                 start = directory.record_start(folder, experiment, facts)
+                forget_failure(folder)
         with jax.set_mesh(mesh):
             return _run(setup, folder, out, clock, start)
 

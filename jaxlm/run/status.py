@@ -1,18 +1,17 @@
 """`jaxlm show RUN`: how a run stands, from its directory alone."""
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from jaxlm.experiment import Experiment
 from jaxlm.run import goodput
-from jaxlm.run.directory import CHECKPOINTS, METRICS, imported_from, in_use, load_config, read_starts
+from jaxlm.run.directory import METRICS, load_config, read_starts
 from jaxlm.run.display import describe
 from jaxlm.run.metrics import read_rows
-from jaxlm.train.checkpoint import saved_steps
+from jaxlm.run.standing import sentence, standing
 
 
 def show_run(folder: Path) -> None:
@@ -21,15 +20,14 @@ def show_run(folder: Path) -> None:
     Raises CheckpointError where the folder is no run.
     """
     experiment = load_config(folder)
-    rows, starts, saves = read_rows(folder / METRICS), read_starts(folder), saved_steps(folder / CHECKPOINTS)
+    found, rows, starts = standing(folder), read_rows(folder / METRICS), read_starts(folder)
     out = Console(highlight=False)
     out.width = max(out.width, 128)
-    out.print(f"[bold]{experiment.name}[/] in {folder}: {_state(folder, experiment, rows, saves)}", soft_wrap=True)
-    for split in ("train", "validation"):
-        newest = next((row for row in reversed(rows) if row["split"] == split), None)
-        if newest is not None:
+    out.print(f"[bold]{experiment.name}[/] in {folder}: {escape(sentence(found))}", soft_wrap=True)
+    for split, newest in (("train", found.train), ("validation", found.last)):
+        if newest:
             out.print(f"{split}: {describe(newest)} {_after(newest)}", soft_wrap=True)
-    out.print(f"checkpoints: {', '.join(map(str, saves)) or 'none yet'}\n", soft_wrap=True)
+    out.print(f"checkpoints: {', '.join(map(str, found.checkpoints)) or 'none yet'}\n", soft_wrap=True)
     if starts:
         out.print(_starts(starts))
     spent = goodput.by_start(rows)
@@ -40,21 +38,6 @@ def show_run(folder: Path) -> None:
 
 def _after(row: dict[str, Any]) -> str:
     return f"(after step {row['step'] + (row['split'] == 'train')})"
-
-
-def _state(folder: Path, experiment: Experiment, rows: list[dict[str, Any]], saves: list[int]) -> str:
-    origin = imported_from(folder)
-    if origin:
-        kinds = ", ".join(origin.get("dtypes", ()))
-        return f"imported, {origin.get('family')} ({kinds}) from {origin.get('source')}"
-    done = max((row["step"] + 1 for row in rows if row["split"] == "train"), default=0)
-    if in_use(folder):
-        age = datetime.now(UTC).timestamp() - (folder / METRICS).stat().st_mtime if (folder / METRICS).exists() else None
-        return f"running, {done} of {experiment.steps} steps" + (f", last heard of {age:.0f} s ago" if age is not None else "")
-    if max(saves, default=0) >= experiment.steps:
-        return f"finished, {experiment.steps} steps"
-    where = f"continues at step {saves[-1]}" if saves else "begins anew, for it has no checkpoint"
-    return f"stopped after {done} of {experiment.steps} steps; the same command {where}"
 
 
 def _starts(starts: list[dict[str, Any]]) -> Table:

@@ -14,16 +14,10 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from jaxlm.errors import CheckpointError
+from jaxlm.train.saved import saved_steps
 from jaxlm.train.step import TrainState
 
 CHECKSUMS = "checksums.json"
-
-
-def saved_steps(folder: Path) -> list[int]:
-    """Return the steps of the complete checkpoints in `folder`, oldest first."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit() and entry.is_dir())
 
 
 class CheckpointWriter:

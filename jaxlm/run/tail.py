@@ -1,0 +1,88 @@
+"""The newest rows of a record, read from its end: what a long run says now costs no more than what a short one does."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxlm.run import goodput
+
+BLOCK, LONGEST = 1 << 16, 1 << 22
+SPLITS = ("train", "validation", "goodput")
+_QUOTED = {name: f'"{name}"'.encode() for name in SPLITS}
+
+
+class Tail(NamedTuple):
+    """The newest row of every split, nothing where there is none, and what is wrong with the lines that were looked at."""
+
+    train: dict[str, Any]
+    validation: dict[str, Any]
+    seconds: dict[str, float]
+    fault: str
+
+
+def read_tail(path: Path, starts: int) -> Tail:
+    """Return the newest rows of metrics.jsonl and the seconds of each kind over all starts; `starts` is how many there were.
+
+    Lines further back than the last row of each split are not looked at. A last line that was cut short is left out, as in
+    `metrics.read_rows`. Raises OSError where the file cannot be read.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    fault = ""
+    for number, line in enumerate(lines_backward(path)):
+        names = [name for name in SPLITS if b'"split"' in line and _QUOTED[name] in line]
+        if names and all(name in found for name in names):
+            continue
+        row = parse_row(line) if names else None
+        if row is not None:
+            found.setdefault(row["split"], row)
+        if row is None and number > 0:  # the newest line may have been cut short
+            fault = f"line {number + 1} from the end is no metrics row: {line[:60].decode(errors='replace')!r}"
+            break
+        if len(found) == len(SPLITS):
+            break
+    newest = found.get("goodput", {})
+    seconds = _seconds(newest.get("all_seconds"))
+    # A row of the newest start counts all before it. After a restart rows of earlier ones are written anew, corrected.
+    if newest and newest.get("start") != starts - 1:
+        rows = [row for line in lines_backward(path) if b'"goodput"' in line and (row := parse_row(line)) is not None]
+        every = {row["start"]: _seconds(row.get("seconds")) for row in reversed(rows) if row["split"] == "goodput"}
+        seconds = goodput.total(every.values())
+    return Tail(found.get("train", {}), found.get("validation", {}), seconds, fault)
+
+
+def _seconds(values: Any) -> dict[str, float]:
+    known = values if isinstance(values, dict) else {}
+    return {kind: float(v) if isinstance(v := known.get(kind), (int, float)) else 0.0 for kind in goodput.KINDS}
+
+
+def parse_row(line: bytes) -> dict[str, Any] | None:
+    """Return a line's row; None where it is none: no JSON, or without a step, a split and what rows of that split have."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or type(row.get("step")) is not int or row.get("split") not in SPLITS:
+        return None
+    return row if row["split"] != "goodput" or type(row.get("start")) is int else None
+
+
+def lines_backward(path: Path) -> Iterator[bytes]:
+    """Yield the complete lines of a file, the last first; what follows the last newline was not finished, and is left out.
+
+    A line longer than any row is yielded as far as it was read, and is the last one.
+    """
+    with path.open("rb") as file:
+        place, rest, ended = file.seek(0, os.SEEK_END), b"", False
+        while place > 0 and len(rest) < LONGEST:
+            size = min(BLOCK, place)
+            place -= size
+            file.seek(place)
+            rest, *lines = (file.read(size) + rest).split(b"\n")
+            if lines and not ended:
+                lines.pop()
+                ended = True
+            yield from reversed(lines)
+        if ended:
+            yield rest
