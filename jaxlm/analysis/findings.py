@@ -1,0 +1,55 @@
+"""What probes found, as a table: plain numbers at the first, the middle and the last checkpoint."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from jaxlm.analysis.store import Result, read_all
+
+
+def findings(run: Path, probes: Sequence[str]) -> Table | None:
+    """Return a line for each plain number that these probes found in a run; None where there is none.
+
+    What has axes is in the files, for a report to draw.
+    """
+    found = {name: results for name, results in read_all(run).items() if name in probes}
+    steps = sorted({step for results in found.values() for step in results})
+    if not steps:
+        return None
+    shown = sorted({steps[0], steps[len(steps) // 2], steps[-1]})
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("probe", "measure", "unit"):
+        table.add_column(column, overflow="fold")
+    for step in shown:
+        table.add_column(f"step {step}", justify="right")
+    for name in [probe for probe in probes if probe in found]:
+        for measure, unit in _numbers(found[name]):
+            values = [_number(found[name].get(step), measure) for step in shown]
+            table.add_row(name, measure, unit, *values)
+    return table
+
+
+def show_findings(run: Path, probes: Sequence[str]) -> None:
+    """Print what probes found in a run."""
+    table, out = findings(run, probes), Console(highlight=False)
+    if table is not None:
+        out.width = max(out.width, 100)
+        out.print(run, style="bold", soft_wrap=True)
+        out.print(table)
+
+
+def _numbers(results: dict[int, Result]) -> dict[tuple[str, str], None]:
+    """Return the names and units of all measures that are a single number, in order."""
+    return {
+        (name, measure["unit"]): None
+        for result in results.values()
+        for name, measure in result["measures"].items()
+        if not measure["axes"] and not isinstance(measure["values"], str)
+    }
+
+
+def _number(result: Result | None, measure: str) -> str:
+    value = (result or {"measures": {}})["measures"].get(measure, {}).get("values")
+    return f"{value:.4g}" if isinstance(value, (int, float)) else "-"  # it may be a list where settings were others

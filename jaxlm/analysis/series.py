@@ -1,0 +1,205 @@
+"""The checkpoints of one run as they are read: which there are, their parameters, the rows that all of them read."""
+
+import dataclasses
+import functools
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlm.data.mixture import Batches
+from jaxlm.data.packing import Batch
+from jaxlm.data.prepare import Prepared, Report, prepare
+from jaxlm.data.tokenizer import Tokenizer, load_tokenizer
+from jaxlm.errors import CheckpointError, DataError
+from jaxlm.eval.reach import check_reach
+from jaxlm.experiment import Experiment
+from jaxlm.layout import Layout, make_mesh
+from jaxlm.model.config import ModelConfig
+from jaxlm.run.directory import CHECKPOINTS, TOKENIZER, imported_from, load_config
+from jaxlm.run.evaluate import own_tokenizer
+from jaxlm.run.open import described, read_params
+from jaxlm.train import checkpoint
+
+BYTES_OF_PARAMETERS = 1 << 30  # of checkpoints that were read, kept for the next view
+LEAST_CHECKPOINTS = 3  # kept whatever they take: this one, the one before and the last
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows that every checkpoint of a series reads."""
+
+    batch: Batch
+    """Numpy arrays [R, L]."""
+    sources: tuple[str, ...]
+    """Where each row is from."""
+    digest: str
+    """Changes when they do."""
+
+
+@dataclasses.dataclass
+class Reads:
+    """What a probe asked for: its result holds as long as all of that is the same."""
+
+    checkpoints: set[int] = dataclasses.field(default_factory=set)
+    """Steps of other checkpoints, beside its own."""
+    relations: dict[str, int | None] = dataclasses.field(default_factory=dict)
+    """Which step it got for "previous 30", the one before 30: see `related`."""
+    steps: tuple[int, ...] = ()
+    """All there were, where it asked."""
+    rows: bool = False
+    training: bool = False
+
+
+@dataclasses.dataclass
+class Series:
+    """The checkpoints of one run, in order, and what was read of them."""
+
+    folder: Path
+    steps: tuple[int, ...]
+    layout: Layout
+    mesh: jax.sharding.Mesh
+    tokenizer: Tokenizer | None
+    experiment: Experiment
+    model_of: Callable[[int], ModelConfig]
+    """That of a step, settled for this platform."""
+    read: Callable[[int], Any]
+    """The parameters of a step, placed; CheckpointError where they cannot be read."""
+    read_rows: Callable[[], Rows]
+    """What every checkpoint reads; DataError where there is none."""
+    read_training: Callable[[int], Batch | None]
+    """The first rows that were trained on; None where none are known."""
+    training_digest: Callable[[], str] = lambda: ""
+    """Changes when those do."""
+    reads: Reads = dataclasses.field(default_factory=Reads)
+    """Of the probe at work."""
+
+    def __post_init__(self):
+        """Begin with nothing in memory."""
+        self._params: OrderedDict[int, Any] = OrderedDict()
+
+    @functools.cached_property
+    def rows(self) -> Rows:
+        """The rows, read once."""
+        return self.read_rows()
+
+    def params(self, step: int) -> Any:
+        """Return the parameters of a step; those used last stay in memory."""
+        if step not in self._params:
+            found = self.read(step)
+            size = sum(leaf.nbytes for leaf in jax.tree.leaves(found))
+            while len(self._params) >= max(LEAST_CHECKPOINTS, BYTES_OF_PARAMETERS // size):
+                self._params.popitem(last=False)
+            self._params[step] = found
+        self._params.move_to_end(step)
+        return self._params[step]
+
+
+def related(name: str, step: int, steps: Sequence[int]) -> int | None:
+    """Return the step that is the "previous", "first" or "last" of a series, seen from `step`; None where there is none."""
+    if name == "previous":
+        return max((other for other in steps if other < step), default=None)
+    return {"first": min, "last": max}[name](steps)
+
+
+@contextmanager
+def opened_series(
+    folder: Path, *, rows: int = 16, sources: Sequence[str] = (), report: Report | None = None
+) -> Iterator[Series]:
+    """Open a run's checkpoints on one device, whatever mesh wrote them, its mesh current inside the `with`.
+
+    All read the same `rows` rows of its validation text (of `sources`, where any are named), spread evenly over all there are.
+    Nothing is read before it is asked for. Raises CheckpointError where the folder is no run or has no checkpoint.
+    """
+    experiment, saves = load_config(folder), folder / CHECKPOINTS
+    steps = tuple(checkpoint.saved_steps(saves))
+    if not steps:
+        raise CheckpointError(f"{folder} has no checkpoint yet: train it further, or lower --checkpoint.every")
+    mesh = make_mesh({}, jax.devices()[:1])
+    tokenizer = load_tokenizer(folder / TOKENIZER) if (folder / TOKENIZER).exists() else None
+
+    @functools.cache
+    def model_of(step: int) -> ModelConfig:
+        return described(saves, step, mesh)[1]
+
+    @functools.cache
+    def own_text() -> Prepared | None:
+        return None if imported_from(folder) else _prepared(folder, experiment, tokenizer, (), report)
+
+    def read_rows() -> Rows:
+        return _rows(folder, experiment, tokenizer, rows, sources, report, own_text)
+
+    def read_training(count: int) -> Batch | None:
+        return None if own_text() is None else _trained_on(own_text(), experiment, count)
+
+    with jax.set_mesh(mesh):
+        yield Series(
+            folder, steps, experiment.layout, mesh, tokenizer, experiment, model_of,
+            read=lambda step: read_params(saves, step, model_of(step), experiment.layout, mesh),
+            read_rows=read_rows, read_training=read_training,
+            training_digest=lambda: own_text().key if own_text() else "",
+        )  # fmt: skip
+
+
+def _prepared(
+    folder: Path, experiment: Experiment, tokenizer: Tokenizer | None, sources: Sequence[str], report: Report | None
+) -> Prepared:
+    """Return the run's own text, or that of other sources as its tokenizer and settings have it."""
+    if tokenizer is None:
+        raise DataError(f"{folder} has no tokenizer, its model was imported without one: probes of text cannot be run")
+    data = experiment.data
+    if sources or data.tokenizer.path:
+        data = dataclasses.replace(data, tokenizer=own_tokenizer(experiment, folder))
+    if sources:
+        text = all(source.partition(":")[0] in ("stdlib", "text") for source in sources)
+        form = "text" if text else data.form
+        data = dataclasses.replace(
+            data, sources=tuple(sources), weights=(), validation_sources=(), validation_fraction=0.0, form=form
+        )
+    prepared = prepare(data, report=report)
+    if prepared.tokenizer.digest != tokenizer.digest:
+        raise DataError(
+            f"the data of {folder} is tokenised differently now: its sources have changed. Say what to read with --source"
+        )
+    return prepared
+
+
+def _rows(
+    folder: Path, experiment: Experiment, tokenizer: Tokenizer | None, count: int, sources: Sequence[str],
+    report: Report | None, own_text: Callable[[], Prepared | None],
+) -> Rows:  # fmt: skip
+    """Return rows spread evenly over a split; of preferences and labels both rows of a pair."""
+    prepared, model = _prepared(folder, experiment, tokenizer, sources, report) if sources else own_text(), experiment.model
+    if prepared is None:
+        raise DataError(f"{folder} was imported and has no text of its own: say what to read, --source text:book.txt say")
+    name = "train" if sources else "validation"
+    split = prepared.split(name)
+    if not split.rows:
+        raise DataError(f"{folder} holds no text out for validation: say what to read, --source text:book.txt say")
+    check_reach(prepared.config.sequence_length, model)
+    each = 2 if prepared.config.form in ("preferences", "labels") else 1
+    count = min(max(1, count // each), split.rows)
+    numbers = ((np.arange(count) + 0.5) * split.rows / count).astype(int)
+    found = Batches(prepared, name, split.rows, 0, rows=numbers, shuffle=False).batch(0)
+    greatest = max(found.tokens.max(), found.targets.max())
+    if greatest >= model.vocab_size:
+        raise DataError(
+            f"the text has token {greatest}, and the model knows 0 to {model.vocab_size - 1}: its tokenizer has "
+            "tokens that the model was not made for; name a text without them by --source"
+        )
+    ends = np.cumsum([part.rows for part in split.sources])
+    where = [split.sources[place].source for place in np.searchsorted(ends, numbers, side="right") for _ in range(each)]
+    key = hashlib.sha256(f"{prepared.key} {name} {numbers.tolist()}".encode()).hexdigest()[:16]
+    return Rows(Batch(*found[:5]), tuple(where), key)
+
+
+def _trained_on(prepared: Prepared, experiment: Experiment, count: int) -> Batch:
+    read = Batches(prepared, "train", experiment.batch_size, experiment.seed)
+    steps = min(-(-count // experiment.rows), read.num_batches)
+    parts = [read.batch(step)[:5] for step in range(steps)]
+    return Batch(*(np.concatenate(x)[:count] for x in zip(*parts, strict=True)))
