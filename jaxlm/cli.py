@@ -17,22 +17,28 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxlm import __version__
-from jaxlm.commands import models, pods, reading, training
+from jaxlm.commands import analysing, listing, models, pods, reading, reporting, sweeping, training, viewing
 from jaxlm.errors import JaxlmError, ProcessError, suggest
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": training.train,
     "eval": reading.evaluate,
     "score": reading.score,
+    "tokens": viewing.tokens,
     "sample": reading.sample,
     "chat": reading.chat,
     "import": models.import_,
     "export": models.export,
     "show": training.show,
+    "watch": viewing.watch,
     "diff": training.diff,
     "data prepare": training.data_prepare,
     "data show": training.data_show,
     "data tokenizer": training.data_tokenizer,
+    "sweep": sweeping.sweep,
+    "runs": listing.runs,
+    "analyze": analysing.analyze,
+    "report": reporting.report,
     "plan": pods.plan,
     "launch": pods.launch,
     "jobs": pods.jobs,
@@ -90,10 +96,13 @@ def _parse(name: str, arguments: list[str]) -> Callable[[], None]:
         from jaxlm.experiment_file import apply_overrides, load_experiment
 
         module.Experiment = Experiment
-        arguments, overrides = _take_option(arguments, "--overrides")
+        arguments, overrides = _take_option(arguments, "--overrides", "a file: --overrides plan.json")
         if arguments and not arguments[0].startswith("-"):
             found = load_experiment(Path(arguments[0]))
             command = functools.partial(command, experiment=apply_overrides(found, Path(overrides)) if overrides else found)
+    if "sort" in wanted:
+        arguments, column = _take_option(arguments, "--sort", "a column: --sort -loss")
+        arguments += [f"--sort={column}"] * bool(column)  # one that begins with a hyphen is no option
     if "target" in wanted:
         from jaxlm.launch.start import target_of
 
@@ -116,14 +125,14 @@ def _parse(name: str, arguments: list[str]) -> Callable[[], None]:
     return lambda: tyro.cli(command, args=arguments, prog=f"jaxlm {name}")
 
 
-def _take_option(arguments: list[str], name: str) -> tuple[list[str], str]:
+def _take_option(arguments: list[str], name: str, needs: str) -> tuple[list[str], str]:
     """Return the arguments without an option that must be known before the others are parsed, and its value."""
     rest, value, left = [], "", iter(arguments)
     for argument in left:
         if argument == name:
             value = next(left, "")
             if not value:
-                raise JaxlmError(f"{name} needs a file: {name} plan.json")
+                raise JaxlmError(f"{name} needs {needs}")
         elif argument.startswith(f"{name}="):
             value = argument.partition("=")[2]
         else:

@@ -1,0 +1,115 @@
+"""`jaxlm tokens`: what a run's model says of every token of a text, alone or beside another model."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from jaxlm.data.storage import write_atomically
+from jaxlm.data.tokenizer import Tokenizer, load_tokenizer
+from jaxlm.decode.text import check_text
+from jaxlm.errors import ConfigError, DataError
+from jaxlm.report import token_rows, tokens_page, tokens_terminal
+from jaxlm.report.token_difference import compare
+from jaxlm.report.token_reading import read_run
+from jaxlm.report.token_rows import Texts
+from jaxlm.run import display
+from jaxlm.run.directory import TOKENIZER, load_config
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is to be read, and how it is to be shown."""
+
+    texts: tuple[str, ...] = ()
+    file: Path | None = None
+    rows: int = 0
+    """Of the run's validation split; 0: one, where no text is named."""
+    first: int = 0
+    """Row."""
+    top: int = 5
+    """Likeliest tokens to tell."""
+    limit: int = 4096
+    """Tokens to read of texts at most."""
+    experts: bool = False
+    """Tell where tokens went."""
+    json: bool = False
+    out: Path | None = None
+    """The page to write."""
+
+    def check(self) -> None:
+        """Raise ConfigError for what cannot be shown."""
+        if sum([bool(self.texts), self.file is not None, self.rows != 0]) > 1:
+            raise ConfigError("--text, --file and --rows each say what to read: give one of them")
+        for name, least in (("rows", 0), ("first", 0), ("top", 1), ("limit", 2)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"--{name} {getattr(self, name)} must be {least} or more")
+        if self.first and (self.texts or self.file):
+            raise ConfigError("--first counts rows of the validation split: it does not go with --text or --file")
+        for number, text in enumerate(self.texts, start=1):
+            check_text(text, f"--text, text {number}")
+        if self.out is not None and self.json:
+            raise ConfigError("--out writes a page and --json prints numbers: give one of them")
+        if self.out is not None and not self.out.parent.is_dir():
+            raise ConfigError(f"--out {self.out} cannot be written: there is no folder {self.out.parent}")
+
+
+def view_tokens(
+    folder: Path, wanted: Wanted, step: int | None = None, against: Path | None = None, against_step: int | None = None
+) -> None:
+    """Show, print or write what the model of a run makes of every token, and how much better than that of another run.
+
+    Models with different tokenizers are compared over the stretches of bytes that both cut alike. Raises ConfigError,
+    DataError or CheckpointError for what cannot be read, before a device is touched where that is known so early.
+    """
+    wanted.check()
+    if against is None and against_step is not None:
+        raise ConfigError("--against-step is of --against: to compare two steps of one run, give --against RUN too")
+    tokenizers = [_tokenizer(path) for path in (folder, against) if path is not None]
+    if wanted.experts and not load_config(folder).model.moe_layers:
+        raise ConfigError(f"--experts: the model of {folder} is dense, it has none")
+    texts, notes = token_rows.shortened(_texts(wanted), tokenizers[0], wanted.limit)
+    material = texts or range(wanted.first, wanted.first + (wanted.rows or 1))
+    apart = len({tokenizer.digest for tokenizer in tokenizers}) > 1
+    left, material = read_run(folder, step, material, top=wanted.top, experts=wanted.experts, as_texts=apart)
+    right = difference = None
+    if against is not None:
+        right, _ = read_run(against, against_step, material, top=wanted.top)
+        difference = compare(left, right)
+    out = display.console()
+    for note in dict.fromkeys((*notes, *left.notes, *(right.notes if right else ()))):
+        out.print(f"[dim]note:[/] {note}", soft_wrap=True)
+    if wanted.json:
+        print(json.dumps(tokens_terminal.as_json(left, right, difference), ensure_ascii=False))
+    elif wanted.out is not None:
+        try:
+            write_atomically(wanted.out, tokens_page.page(left, right, difference).encode())
+        except OSError as fault:
+            raise DataError(f"--out {wanted.out} cannot be written: {fault.strerror}") from fault
+        print(f"{wanted.out}: {left.summary['tokens']:,.0f} tokens, loss {left.summary['loss']:.4f}")
+    else:
+        tokens_terminal.show(left, right, difference)
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    load_config(folder)  # says so where the folder is no run
+    if not (folder / TOKENIZER).exists():
+        raise DataError(f"{folder} has no tokenizer, so its tokens have no text: `jaxlm score --tokens` reads token ids")
+    return load_tokenizer(folder / TOKENIZER)
+
+
+def _texts(wanted: Wanted) -> Texts:
+    """Return the texts that are named; none where rows are to be read."""
+    if wanted.file is None:
+        texts = [(f"text {number}", text) for number, text in enumerate(wanted.texts, start=1)]
+    else:
+        try:
+            texts = [(wanted.file.name, wanted.file.read_bytes().decode())]
+        except OSError as fault:
+            raise DataError(f"--file {wanted.file} cannot be read: {fault.strerror}") from fault
+        except UnicodeDecodeError as fault:
+            wrong = f"byte {fault.start} is {fault.object[fault.start]:#04x}"
+            raise DataError(f"--file {wanted.file} is not UTF-8 text: {wrong}") from fault
+    for name, text in texts:
+        if not text:
+            raise DataError(f"{name} is empty: there is no token to foretell")
+    return texts
