@@ -1,7 +1,9 @@
 """What keeps the experts busy: nothing, the Switch loss, with a z-loss, the CV^2 of importance, a balancing bias.
 
 jaxlm train experiments/switch_balancing.py --model.moe.load-balancing-loss 0
-python experiments/compare.py experiments/switch_balancing.py     # every arm, three seeds, the table below
+jaxlm sweep experiments/switch_balancing.py                      # every arm, three seeds, the table below
+jaxlm report runs/sweeps/switch_balancing --out switch_balancing.html
+python experiments/compare.py experiments/switch_balancing.py     # what a step of every arm takes
 jaxlm show experiments/switch_balancing.py:pod --devices 512
 
 Claim: without any, the router collapses onto few experts (arXiv:1701.06538, table 6); each of the others prevents it.
@@ -23,11 +25,14 @@ steps, and two or three experts of eight stayed dead: it does not always prevent
 its interval touching the Switch loss's. No difference in loss shows at this size.
 """
 
+from collections.abc import Iterator
+
 from switch_vs_dense import experiment as switch
 from switch_vs_dense import pod as switch_base
 from switch_vs_dense import with_moe
 
 from jaxlm.experiment import Experiment
+from jaxlm.sweep.combine import Trial, named, trials
 
 
 def experiment() -> Experiment:
@@ -35,15 +40,18 @@ def experiment() -> Experiment:
     return with_moe(switch(), capacity_factor=None)
 
 
-def arms() -> dict[str, Experiment]:
-    """The control first."""
-    return {
-        "Switch loss": experiment(),
-        "none": with_moe(experiment(), load_balancing_loss=0.0),
-        "Switch loss and z-loss": with_moe(experiment(), router_z_loss=1e-3),
-        "importance CV^2": with_moe(experiment(), load_balancing_loss=0.0, importance_loss=0.1),
-        "sigmoid and bias": with_moe(experiment(), load_balancing_loss=0.0, router="sigmoid", bias_update_rate=1e-2),
+def sweep() -> Iterator[Trial]:
+    """The Switch loss, the control, without it, with more, and what stands in its place."""
+    off = {"load_balancing_loss": 0.0}
+    arms = {
+        "Switch loss": {},
+        "none": off,
+        "Switch loss and z-loss": {"router_z_loss": 1e-3},
+        "importance CV^2": off | {"importance_loss": 0.1},
+        "sigmoid and bias": off | {"router": "sigmoid", "bias_update_rate": 1e-2},
     }
+    variants = {arm: {f"model.moe.{name}": value for name, value in changes.items()} for arm, changes in arms.items()}
+    return trials(experiment(), named(variants), seeds=3)
 
 
 def pod() -> Experiment:

@@ -1,7 +1,9 @@
 """How many places an expert has: capacity factor 1.0, 1.25, 2.0, and no limit.
 
 jaxlm train experiments/switch_capacity.py --model.moe.capacity-factor 1.0
-python experiments/compare.py experiments/switch_capacity.py      # every arm, three seeds, the table below
+jaxlm sweep experiments/switch_capacity.py                        # every arm, three seeds, the table below
+jaxlm report runs/sweeps/switch_capacity --out switch_capacity.html
+python experiments/compare.py experiments/switch_capacity.py      # what a step of every arm takes
 jaxlm show experiments/switch_capacity.py:pod --devices 512
 
 Claim (arXiv:2101.03961, table 1): more places drop fewer tokens and cost time, while quality moves by 0.008 nats at most.
@@ -18,11 +20,14 @@ Drops fall as they should and no difference in loss shows, as in the paper. Time
 loop over experts computes the tokens that are there and not the places (docs/results.md).
 """
 
+from collections.abc import Iterator
+
 from switch_vs_dense import experiment as switch
 from switch_vs_dense import pod as switch_base
 from switch_vs_dense import with_moe
 
 from jaxlm.experiment import Experiment
+from jaxlm.sweep.combine import Trial, named, trials
 
 
 def experiment() -> Experiment:
@@ -30,10 +35,10 @@ def experiment() -> Experiment:
     return switch()
 
 
-def arms() -> dict[str, Experiment]:
-    """The control first."""
+def sweep() -> Iterator[Trial]:
+    """Factor 1.25, the control, then fewer places, more, and as many as it takes."""
     factors = {f"capacity {f}": f for f in (1.25, 1.0, 2.0)} | {"dropless": None}
-    return {name: with_moe(experiment(), capacity_factor=factor) for name, factor in factors.items()}
+    return trials(experiment(), named({arm: {"model.moe.capacity_factor": f} for arm, f in factors.items()}), seeds=3)
 
 
 def pod() -> Experiment:

@@ -1,7 +1,9 @@
 """Switch layers of 2 to 16 experts against the dense model of equal active size, step for step.
 
 jaxlm train experiments/switch_vs_dense.py                        # 8 experts; --model.moe.num-experts 0 is the dense model
-python experiments/compare.py experiments/switch_vs_dense.py      # every arm, three seeds, the table below
+jaxlm sweep experiments/switch_vs_dense.py                        # every arm, three seeds, the table below
+jaxlm report runs/sweeps/switch_vs_dense --out switch_vs_dense.html
+python experiments/compare.py experiments/switch_vs_dense.py      # what a step of every arm takes
 jaxlm show experiments/switch_vs_dense.py:pod --devices 512       # the same at Switch-Base's shape
 
 Claim (arXiv:2101.03961, figures 1 and 6): at equal FLOPs a token and equal steps, loss falls with the number of experts; 64
@@ -21,6 +23,7 @@ holds the larger arms back is not shown either: dropless, 8 experts end 0.012 ±
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 import switch_base
 
@@ -30,6 +33,7 @@ from jaxlm.experiment import CheckpointConfig, EvaluationConfig, Experiment, Log
 from jaxlm.layout import MeshConfig
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.moe_config import MoeConfig
+from jaxlm.sweep.combine import Trial, named, trials
 from jaxlm.train.optimizer import OptimizerConfig
 
 
@@ -58,10 +62,10 @@ def with_moe(base: Experiment, **changes) -> Experiment:
     return dataclasses.replace(base, model=dataclasses.replace(base.model, moe=moe))
 
 
-def arms() -> dict[str, Experiment]:
-    """The control first."""
-    experts = {f"{n} experts": with_moe(experiment(), num_experts=n) for n in (2, 4, 8, 16)}
-    return {"dense": with_moe(experiment(), num_experts=0), **experts}
+def sweep() -> Iterator[Trial]:
+    """The dense model, the control, and 2 to 16 experts."""
+    arms = {"dense": 0} | {f"{n} experts": n for n in (2, 4, 8, 16)}
+    return trials(experiment(), named({arm: {"model.moe.num_experts": n} for arm, n in arms.items()}), seeds=3)
 
 
 def pod() -> Experiment:
