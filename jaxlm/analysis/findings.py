@@ -1,12 +1,14 @@
 """What probes found, as a table: plain numbers at the first, the middle and the last checkpoint."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from jaxlm.analysis.store import Result, read_all
+from jaxlm.analysis.store import Result, left_out, read_all
 
 
 def findings(run: Path, probes: Sequence[str]) -> Table | None:
@@ -16,7 +18,8 @@ def findings(run: Path, probes: Sequence[str]) -> Table | None:
     """
     found = {name: results for name, results in read_all(run).items() if name in probes}
     steps = sorted({step for results in found.values() for step in results})
-    if not steps:
+    numbers = [(probe, *number) for probe in probes if probe in found for number in _numbers(found[probe])]
+    if not numbers:
         return None
     shown = sorted({steps[0], steps[len(steps) // 2], steps[-1]})
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -24,20 +27,24 @@ def findings(run: Path, probes: Sequence[str]) -> Table | None:
         table.add_column(column, overflow="fold")
     for step in shown:
         table.add_column(f"step {step}", justify="right")
-    for name in [probe for probe in probes if probe in found]:
-        for measure, unit in _numbers(found[name]):
-            values = [_number(found[name].get(step), measure) for step in shown]
-            table.add_row(name, measure, unit, *values)
+    for name, measure, unit in numbers:
+        values = [_number(found[name].get(step), measure) for step in shown]
+        table.add_row(*map(escape, (name, measure, unit)), *values)
     return table
 
 
 def show_findings(run: Path, probes: Sequence[str]) -> None:
-    """Print what probes found in a run."""
+    """Print what probes found in a run, and at which steps what they found does not belong with it."""
     table, out = findings(run, probes), Console(highlight=False)
     if table is not None:
         out.width = max(out.width, 100)
-        out.print(run, style="bold", soft_wrap=True)
+        out.print(escape(str(run)), style="bold", soft_wrap=True)
         out.print(table)
+    left = left_out(run)
+    for probe in [name for name in probes if name in left]:
+        for why, steps in itertools.groupby(left[probe].items(), key=lambda each: each[1]):
+            named = ", ".join(str(step) for step, _ in steps)
+            out.print(f"{probe} at step {named}: left out, as it is of {why}", style="dim", markup=False, soft_wrap=True)
 
 
 def _numbers(results: dict[int, Result]) -> dict[tuple[str, str], None]:
@@ -52,4 +59,4 @@ def _numbers(results: dict[int, Result]) -> dict[tuple[str, str], None]:
 
 def _number(result: Result | None, measure: str) -> str:
     value = (result or {"measures": {}})["measures"].get(measure, {}).get("values")
-    return f"{value:.4g}" if isinstance(value, (int, float)) else "-"  # it may be a list where settings were others
+    return f"{value:.4g}" if isinstance(value, (int, float)) else "-"

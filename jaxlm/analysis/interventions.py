@@ -12,6 +12,7 @@ from jax.tree_util import Partial
 
 from jaxlm.analysis.activations import placed
 from jaxlm.analysis.predictions import logits_of
+from jaxlm.analysis.random_text import drawn
 from jaxlm.analysis.view import View
 from jaxlm.data.packing import Batch
 from jaxlm.errors import DataError
@@ -21,7 +22,7 @@ from jaxlm.model.config import ModelConfig
 from jaxlm.model.edit import unchanged
 from jaxlm.ops.masks import Tokens
 
-SITES = ("resid", "attn_out", "ffn_out")
+PATCHED = ("resid", "attn_out", "ffn_out")
 _LEAST_EFFECT = 1e-6  # in logits: below it there is nothing to recover
 
 
@@ -70,7 +71,7 @@ def filled(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     return tokens, lengths
 
 
-def repetitions(vocabulary: Sequence[int], count: int, length: int, start: Sequence[int] = (), seed: int = 0) -> Pairs:
+def repetitions(vocabulary: np.ndarray, count: int, length: int, start: Sequence[int] = (), seed: int = 0) -> Pairs:
     """Return random tokens that begin again after `length`, up to before one that is to be copied.
 
     Corrupted, the first copy has another token there: a model that continues by induction (arXiv:2209.11895) gives that one.
@@ -78,12 +79,12 @@ def repetitions(vocabulary: Sequence[int], count: int, length: int, start: Seque
     """
     rng, prompts = np.random.default_rng(seed), []
     for _ in range(count):
-        *drawn, wrong = rng.choice(vocabulary, length + 1, replace=False).tolist()
+        *said, wrong = drawn(vocabulary, length + 1, rng).tolist()
         place = int(rng.integers(length // 2, length))
-        clean = [*start, *drawn, *drawn[:place]]
+        clean = [*start, *said, *said[:place]]
         corrupted = list(clean)
         corrupted[len(start) + place] = wrong
-        prompts.append((clean, corrupted, drawn[place], wrong))
+        prompts.append((clean, corrupted, said[place], wrong))
     return pairs_of(prompts)
 
 
@@ -96,14 +97,14 @@ def batch_of(tokens: np.ndarray, lengths: np.ndarray | None = None) -> Batch:
 
 
 def patch(which: Array, at: Array, values: Array, where: Array, site: str, layer: Array | int, x: Array) -> Array:
-    """Put `values` in the place of x [B, L, D] where `where` [B, L] says so, at site SITES[which] of layer `at`.
+    """Put `values` in the place of x [B, L, D] where `where` [B, L] says so, at site PATCHED[which] of layer `at`.
 
     `patching` makes an edit of it.
     """
-    if site not in SITES:
+    if site not in PATCHED:
         return x
     values, where = jax.reshard(values, jax.typeof(x).sharding), jax.reshard(where, jax.P(*jax.typeof(x).sharding.spec[:2]))
-    here = where & (layer == at) & (which == SITES.index(site))
+    here = where & (layer == at) & (which == PATCHED.index(site))
     return jnp.where(here[..., None], values.astype(x.dtype), x)
 
 
@@ -137,7 +138,9 @@ class Patched(NamedTuple):
         return (self.differences - self.corrupted) / effect
 
 
-def patched(view: View, pairs: Pairs, sites: Sequence[str] = SITES, groups: Mapping[str, np.ndarray] | None = None) -> Patched:
+def patched(
+    view: View, pairs: Pairs, sites: Sequence[str] = PATCHED, groups: Mapping[str, np.ndarray] | None = None
+) -> Patched:
     """Return what becomes of the corrupted runs' answers with activations of the clean ones at a site, layer and group.
 
     `groups` of places are bool [N, L] (None: those of the pairs). One program serves all of them.
@@ -162,7 +165,7 @@ def patched(view: View, pairs: Pairs, sites: Sequence[str] = SITES, groups: Mapp
 
 def patching(site: str, layer: int, values: np.ndarray, where: np.ndarray) -> Partial:
     """Return the edit that puts `values` [B, L, D] in at the places `where` [B, L] of a site and layer, for `View`."""
-    return Partial(patch, *_whole(np.int32(SITES.index(site)), np.int32(layer), values, where))
+    return Partial(patch, *_whole(np.int32(PATCHED.index(site)), np.int32(layer), values, where))
 
 
 def _whole(*arrays: Any) -> tuple[Array, ...]:

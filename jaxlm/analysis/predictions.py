@@ -24,7 +24,7 @@ class Scores(NamedTuple):
 
     loss: np.ndarray  # nats
     entropy: np.ndarray  # of the distribution that the target is drawn from, nats
-    correct: np.ndarray  # 1 where the target is the likeliest token
+    correct: np.ndarray  # 1 where the target is the likeliest token, the first of those that are alike; NaN where none is
     confidence: np.ndarray  # probability of the likeliest token
 
 
@@ -45,8 +45,9 @@ def _scores(params: Any, batch: Batch, edit: Any, model: ModelConfig, layout: La
         log_normaliser = jax.nn.logsumexp(logits_TV, axis=-1)
         mean = jnp.sum(jax.nn.softmax(logits_TV, axis=-1) * logits_TV, axis=-1)
         target = jnp.take_along_axis(logits_TV, targets_T[:, None], axis=-1)[:, 0]
-        best = jnp.max(logits_TV, axis=-1)
-        return log_normaliser - target, log_normaliser - mean, target >= best, jnp.exp(best - log_normaliser)
+        best, right = jnp.max(logits_TV, axis=-1), jnp.argmax(logits_TV, axis=-1) == targets_T
+        correct = jnp.where(jnp.isfinite(best), right.astype(jnp.float32), jnp.nan)
+        return log_normaliser - target, log_normaliser - mean, correct, jnp.exp(best - log_normaliser)
 
     found = by_stretches(one_stretch, (x_BLD, batch.targets), model.vocab_size)
     return tuple(x.astype(jnp.float32) for x in found)

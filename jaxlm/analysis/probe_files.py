@@ -1,18 +1,17 @@
 """Probes found by name or path: a file each, ours and a user's alike."""
 
+import ast
 import dataclasses
-import hashlib
-import importlib.util
+import importlib
 import inspect
 import json
-import sys
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from jaxlm.errors import ConfigError, JaxlmError, suggest
+from jaxlm.analysis.user_files import beside, digests, module_of
+from jaxlm.errors import ConfigError, suggest
 
 FOLDER = Path(__file__).parent / "probes"
 
@@ -28,17 +27,35 @@ class Probe:
     function: Callable[..., Any]
     settings: Any
     """An `@config` instance; None for a probe without."""
+    default: Any
+    """Its settings where none are given."""
+    file: Path
     code: str
-    """A digest of its file."""
+    """A digest of its file, and of those beside it that it imports."""
+    version: str
+    """A digest of the code of ours that it runs through."""
 
     def __call__(self, view: Any) -> Any:
         """Return what it finds in a checkpoint: names -> measures or plain numbers."""
-        return self.function(view) if self.settings is None else self.function(view, self.settings)
+        with beside(self.file.parent.absolute()):  # for what it imports only now
+            return self.function(view) if self.settings is None else self.function(view, self.settings)
 
 
 def known_probes() -> list[str]:
     """Return the names of our own probes."""
     return sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
+
+
+def listed() -> list[str]:
+    """Return our probes as a line each, name, title and settings, read from their sources: nothing of them is imported."""
+    found = []
+    for name in known_probes():
+        tree = ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
+        of_class = next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.decorator_list), None)
+        fields = [node.target.id for node in of_class.body if isinstance(node, ast.AnnAssign)] if of_class else []
+        title = (ast.get_docstring(tree) or "").splitlines()[0].rstrip(".")
+        found.append(f"{name}: {title}" + (f" (settings: {', '.join(fields)})" if fields else ""))
+    return found
 
 
 def load_probes(names: Sequence[str], settings: Sequence[str] = ()) -> list[Probe]:
@@ -57,7 +74,7 @@ def load_probes(names: Sequence[str], settings: Sequence[str] = ()) -> list[Prob
 
 def _load(name: str) -> Probe:
     path = Path(name)
-    if path.suffix != ".py" and not path.is_file():
+    if name in known_probes() or (path.suffix != ".py" and not path.is_file()):
         path = FOLDER / f"{name}.py"
         if name not in known_probes():
             raise ConfigError(
@@ -73,23 +90,9 @@ def _load(name: str) -> Probe:
 
 
 def _module(path: Path) -> ModuleType:
-    """Run a probe's file; every fault is a ConfigError with its place."""
     if path.resolve().parent == FOLDER.resolve():
         return importlib.import_module(f"jaxlm.analysis.probes.{path.stem}")
-    found = importlib.util.spec_from_file_location(path.stem, path)
-    if found is None:
-        raise ConfigError(f"{path} is no probe: give a .py file that defines probe(view)")
-    module = importlib.util.module_from_spec(found)
-    sys.path.insert(0, str(path.parent.absolute()))  # probes build on their neighbours
-    try:
-        found.loader.exec_module(module)
-    except Exception as fault:
-        lines = [f.lineno for f in traceback.extract_tb(fault.__traceback__) if Path(f.filename).name == path.name]
-        what = str(fault) if isinstance(fault, JaxlmError) else f"{type(fault).__name__}: {fault}"
-        raise ConfigError(f"{path} cannot be run: {what}{f' (line {lines[-1]})' if lines else ''}") from fault
-    finally:
-        sys.path.pop(0)
-    return module
+    return module_of(path)
 
 
 def _described(module: ModuleType, path: Path) -> Probe:
@@ -99,14 +102,16 @@ def _described(module: ModuleType, path: Path) -> Probe:
         raise ConfigError(f"{path} defines no function probe(view).{near}")
     if settings is not None and (not dataclasses.is_dataclass(settings) or isinstance(settings, type)):
         raise ConfigError(f"SETTINGS in {path} must be an instance of a configuration (@config), not {settings!r}")
-    wanted = len(inspect.signature(function).parameters)
-    if wanted != (1 if settings is None else 2):
+    given = (None,) if settings is None else (None, settings)
+    try:
+        inspect.signature(function).bind(*given)
+    except TypeError as fault:
         right = "probe(view)" if settings is None else "probe(view, settings)"
-        raise ConfigError(f"probe() in {path} takes {wanted} arguments: it must be {right}")
+        raise ConfigError(f"{path} has probe{inspect.signature(function)}: it must be {right}") from fault
     if not (module.__doc__ or "").strip():
         raise ConfigError(f"{path} has no docstring: its first line is the title of what the probe finds")
     title = module.__doc__.strip().splitlines()[0].rstrip(".")
-    return Probe(path.stem, title, function, settings, hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+    return Probe(path.stem, title, function, settings, settings, path, *digests(path))
 
 
 def _with_settings(probes: list[Probe], settings: Sequence[str]) -> list[Probe]:
@@ -142,4 +147,6 @@ def _changed(settings: Any, field: str, value: str, given: str) -> Any:
     try:
         return dataclasses.replace(settings, **{field: read})
     except ConfigError as fault:
-        raise ConfigError(f"--settings {given}: {fault}") from fault
+        raise ConfigError(
+            f"--settings {given}: {fault} (values are read as JSON: 0.5, true, [1, 2], a text as it is)"
+        ) from fault

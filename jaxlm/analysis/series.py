@@ -27,6 +27,7 @@ from jaxlm.run.open import described, read_params
 from jaxlm.train import checkpoint
 
 BYTES_OF_PARAMETERS = 1 << 30  # of checkpoints that were read, kept for the next view
+ROWS = 16  # that are read where nothing is said of it
 LEAST_CHECKPOINTS = 3  # kept whatever they take: this one, the one before and the last
 
 
@@ -54,6 +55,7 @@ class Reads:
     """All there were, where it asked."""
     rows: bool = False
     training: bool = False
+    experiment: bool = False
 
 
 @dataclasses.dataclass
@@ -76,8 +78,14 @@ class Series:
     """The first rows that were trained on; None where none are known."""
     training_digest: Callable[[], str] = lambda: ""
     """Changes when those do."""
+    asked: dict[str, Any] = dataclasses.field(default_factory=lambda: {"rows": ROWS, "sources": []})
+    """How many rows of what was asked for."""
     reads: Reads = dataclasses.field(default_factory=Reads)
     """Of the probe at work."""
+    unread: dict[int, CheckpointError] = dataclasses.field(default_factory=dict)
+    """Checkpoints that could not be read, and why."""
+    untold: list[DataError] = dataclasses.field(default_factory=list)
+    """Why there is no text to read, where it was asked for."""
 
     def __post_init__(self):
         """Begin with nothing in memory."""
@@ -86,18 +94,42 @@ class Series:
     @functools.cached_property
     def rows(self) -> Rows:
         """The rows, read once."""
-        return self.read_rows()
+        with self._reading_text():
+            return self.read_rows()
+
+    def training_rows(self, count: int) -> Batch | None:
+        """Return the first rows that were trained on; None where none are known."""
+        with self._reading_text():
+            return self.read_training(count)
+
+    @contextmanager
+    def _reading_text(self) -> Iterator[None]:
+        try:
+            yield
+        except DataError as fault:
+            self.untold.append(fault)
+            raise
 
     def params(self, step: int) -> Any:
         """Return the parameters of a step; those used last stay in memory."""
         if step not in self._params:
-            found = self.read(step)
+            try:
+                found = self.read(step)
+            except CheckpointError as fault:
+                self.unread[step] = fault
+                raise
             size = sum(leaf.nbytes for leaf in jax.tree.leaves(found))
             while len(self._params) >= max(LEAST_CHECKPOINTS, BYTES_OF_PARAMETERS // size):
                 self._params.popitem(last=False)
             self._params[step] = found
         self._params.move_to_end(step)
         return self._params[step]
+
+    def settled(self, step: int) -> dict[str, str]:
+        """Return what a step's results also depend on: the platform, its arithmetic, the version of JAX, the tokenizer."""
+        tokenizer = "" if self.tokenizer is None else self.tokenizer.digest
+        dtype, platform = self.model_of(step).compute_dtype, self.mesh.devices.flat[0].platform
+        return {"compute_dtype": dtype, "platform": platform, "jax": jax.__version__, "tokenizer": tokenizer}
 
 
 def related(name: str, step: int, steps: Sequence[int]) -> int | None:
@@ -109,7 +141,7 @@ def related(name: str, step: int, steps: Sequence[int]) -> int | None:
 
 @contextmanager
 def opened_series(
-    folder: Path, *, rows: int = 16, sources: Sequence[str] = (), report: Report | None = None
+    folder: Path, *, rows: int = ROWS, sources: Sequence[str] = (), report: Report | None = None
 ) -> Iterator[Series]:
     """Open a run's checkpoints on one device, whatever mesh wrote them, its mesh current inside the `with`.
 
@@ -125,12 +157,17 @@ def opened_series(
 
     @functools.cache
     def model_of(step: int) -> ModelConfig:
-        return described(saves, step, mesh)[1]
+        try:
+            return described(saves, step, mesh)[1]
+        except CheckpointError as fault:
+            opened.unread[step] = fault
+            raise
 
-    @functools.cache
+    @_remembered
     def own_text() -> Prepared | None:
         return None if imported_from(folder) else _prepared(folder, experiment, tokenizer, (), report)
 
+    @_remembered
     def read_rows() -> Rows:
         return _rows(folder, experiment, tokenizer, rows, sources, report, own_text)
 
@@ -138,12 +175,30 @@ def opened_series(
         return None if own_text() is None else _trained_on(own_text(), experiment, count)
 
     with jax.set_mesh(mesh):
-        yield Series(
+        opened = Series(
             folder, steps, experiment.layout, mesh, tokenizer, experiment, model_of,
             read=lambda step: read_params(saves, step, model_of(step), experiment.layout, mesh),
             read_rows=read_rows, read_training=read_training,
-            training_digest=lambda: own_text().key if own_text() else "",
+            training_digest=lambda: own_text().key if own_text() else "", asked={"rows": rows, "sources": list(sources)},
         )  # fmt: skip
+        yield opened
+
+
+def _remembered(read: Callable[[], Any]) -> Callable[[], Any]:
+    """Return a function that reads once: what there is, or the same DataError, so that no text is prepared for each probe."""
+    faults: list[DataError] = []
+
+    @functools.cache
+    def once() -> Any:
+        if faults:
+            raise faults[0]
+        try:
+            return read()
+        except DataError as fault:
+            faults.append(fault)
+            raise
+
+    return once
 
 
 def _prepared(

@@ -6,7 +6,8 @@ import numpy as np
 
 
 class Spectrum(NamedTuple):
-    """What the singular values s of matrices come to, each of the shape of the stack; 0 for a matrix of zeros."""
+    """What the singular values s of matrices come to, each of the shape of the stack; 0 for a matrix of zeros, NaN for one
+    that is not finite."""
 
     frobenius: np.ndarray
     """sqrt(sum s^2)."""
@@ -42,7 +43,10 @@ def singular_values(matrix: np.ndarray) -> np.ndarray:
     """Return the singular values of a matrix [m, n], rising, float64 [min(m, n)].
 
     They are roots of the eigenvalues of the smaller Gram matrix, so that those below 1e-8 of the largest are noise.
+    NaN where the matrix is not finite.
     """
+    if not np.isfinite(matrix).all():
+        return np.full(min(matrix.shape), np.nan)
     tall = np.asarray(matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T, np.float64)
     return np.sqrt(np.maximum(np.linalg.eigvalsh(tall.T @ tall), 0.0))
 
@@ -51,7 +55,7 @@ def effective_rank(values: np.ndarray) -> np.ndarray:
     """Return exp(-sum p ln p), p = s / sum s, over the last axis of singular values (Roy & Vetterli 2007)."""
     share = _over(values, np.sum(values, axis=-1, keepdims=True))
     entropy = -np.sum(share * np.log(np.where(share > 0, share, 1.0)), axis=-1)
-    return np.where(np.any(values > 0, axis=-1), np.exp(entropy), 0.0)
+    return np.where(np.any(values != 0, axis=-1), np.exp(entropy), 0.0)  # NaN is not 0, and stays
 
 
 def power_iteration(matrix: np.ndarray, iterations: int = 40) -> float:
@@ -74,6 +78,8 @@ def tail_exponent(values: np.ndarray, least: int = 10) -> float:
     al. 2009, arXiv:0706.1062). NaN where there are fewer.
     """
     rising = np.sort(np.asarray(values, np.float64) ** 2)
+    if not np.isfinite(rising).all():
+        return float("nan")
     rising = rising[rising > 0]
     best = (np.inf, np.nan)
     for start in range(len(rising) - least + 1):
@@ -89,4 +95,4 @@ def tail_exponent(values: np.ndarray, least: int = 10) -> float:
 
 
 def _over(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-    return np.divide(top, bottom, out=np.zeros(np.broadcast_shapes(top.shape, bottom.shape)), where=bottom > 0)
+    return np.divide(top, bottom, out=np.zeros(np.broadcast_shapes(top.shape, bottom.shape)), where=bottom != 0)

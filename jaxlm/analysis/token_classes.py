@@ -24,12 +24,28 @@ def in_context(tokenizer: Tokenizer, ids: np.ndarray, before: np.ndarray) -> np.
     """Return the class of every token of `ids`, int32 of its shape, where `before` are the tokens that precede them.
 
     A token with letters that follows no letter or digit begins a word, whatever it begins with: at the start of a line, or
-    after a parenthesis. Ids of no token of the tokenizer are special.
+    after a parenthesis. Where only several tokens make the character before, they are taken from `before` along its last axis.
+    Ids of no token of the tokenizer are special.
     """
-    of_token, ends_in_word = _known(tokenizer)
+    of_token, ends_in_word, broken = _known(tokenizer)
     found = _look_up(of_token, ids, CLASSES.index("special"))
-    starts = (found == CLASSES.index("continuation")) & ~_look_up(ends_in_word, before, False)
+    in_word, follows = _look_up(ends_in_word, before, False), found == CLASSES.index("continuation")
+    for *row, place in np.argwhere(follows & _look_up(broken, before, False)):
+        in_word[*row, place] = _ends_in_word(tokenizer, before[*row, max(0, place - 3) : place + 1])
+    starts = follows & ~in_word
     return np.where(starts, CLASSES.index("word start"), found).astype(np.int32)
+
+
+def _ends_in_word(tokenizer: Tokenizer, tokens: np.ndarray) -> bool:
+    """Return whether the character that the last few tokens make is of a word; what makes none is taken for a letter."""
+    data = b""
+    for token in tokens[::-1]:
+        data = (_bytes_of(tokenizer, token) if 0 <= token < tokenizer.vocab_size else b"") + data
+        try:
+            return _is_word(data.decode()[-1:])
+        except UnicodeDecodeError:
+            continue
+    return True
 
 
 def spelled(tokenizer: Tokenizer, token: int) -> str:
@@ -48,12 +64,13 @@ def _bytes_of(tokenizer: Tokenizer, token: int) -> bytes:
 
 
 @functools.lru_cache(maxsize=4)
-def _known(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Return each token's class, and whether it ends in a letter or a digit."""
+def _known(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return each token's class, whether it ends in a letter or a digit, and whether it ends within a character."""
     texts = [_bytes_of(tokenizer, token) if size else b"" for token, size in enumerate(tokenizer.token_bytes())]
     found = [CLASSES.index(_class_of(text)) for text in texts]
     ends = [_is_word(text.decode("utf-8", errors="ignore")[-1:]) for text in texts]
-    return np.array(found, np.int32), np.array(ends, bool)
+    broken = [text.decode("utf-8", errors="replace").endswith("\ufffd") for text in texts]
+    return np.array(found, np.int32), np.array(ends, bool), np.array(broken, bool)
 
 
 def _class_of(data: bytes) -> str:

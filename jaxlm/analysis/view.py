@@ -70,7 +70,8 @@ class View:
 
     @property
     def experiment(self) -> Experiment:
-        """What the run was asked to do."""
+        """What the run was asked to do: a probe that looks is run anew where that changes."""
+        self._series.reads.experiment = True
         return self._series.experiment
 
     @property
@@ -157,7 +158,7 @@ class View:
     def training_rows(self, count: int) -> Batch:
         """Return the first rows that the run was trained on, [count, L] or fewer; NotSuited where none are known."""
         self._series.reads.training = True
-        found = self._series.read_training(count)
+        found = self._series.training_rows(count)
         if found is None:
             raise NotSuited(f"{self.folder} has no training text of its own")
         return found
@@ -278,10 +279,11 @@ def _bytes_of(site: str, length: int, model: ModelConfig) -> int:
     """Return the bytes of a row's activations at a site, over all layers."""
     if site in ENDS:
         return 4 * length * model.hidden_size
+    chosen = model.moe.num_experts if model.moe.router == "expert_choice" else model.moe.experts_per_token
     widths = {
         "q": model.num_heads * model.head_size, "heads": model.num_heads * model.head_size,
         "k": model.kv_heads * model.head_size, "v": model.kv_heads * model.head_size, "attention": model.num_heads * length,
-        "router_logits": model.moe.num_experts, "experts": model.moe.experts_per_token, "gates": model.moe.experts_per_token,
+        "router_logits": model.moe.num_experts, "experts": chosen, "gates": chosen,
     }  # fmt: skip
     layers = len(model.moe_layers) if site in OF_MIXTURES else model.num_layers
     return 4 * length * layers * widths.get(site, model.hidden_size)

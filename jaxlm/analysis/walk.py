@@ -4,7 +4,8 @@ import dataclasses
 import functools
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ from jaxlm.analysis import store
 from jaxlm.analysis.findings import show_findings
 from jaxlm.analysis.measure import NotSuited
 from jaxlm.analysis.probe_files import Probe
-from jaxlm.analysis.series import Reads, Series, opened_series
+from jaxlm.analysis.series import ROWS, Reads, Series, opened_series
 from jaxlm.analysis.view import View
 from jaxlm.data.prepare import Report
-from jaxlm.errors import CheckpointError, ConfigError, JaxlmError
+from jaxlm.errors import CheckpointError, JaxlmError
 from jaxlm.run import display
 from jaxlm.run.directory import CHECKPOINTS
 from jaxlm.train import checkpoint
 
 RETIRED = "it was retired while the analysis went on"
+SHOWN = 8  # folders that a line names
 
 
 @dataclasses.dataclass
@@ -43,7 +45,8 @@ class Walked:
     def fault(self, run: Path, what: str, fault: BaseException | str, step: int | None = None) -> None:
         """Note something that went wrong; the rest goes on."""
         said = fault if isinstance(fault, str) else describe(fault)
-        self.faults.setdefault((str(run), what, said), []).extend([] if step is None else [step])
+        at = self.faults.setdefault((str(run), what, said), [])
+        at += [step] if step is not None and step not in at else []
 
 
 def describe(fault: BaseException) -> str:
@@ -56,8 +59,8 @@ def describe(fault: BaseException) -> str:
 
 
 def analyze(
-    folders: Sequence[Path], probes: Sequence[Probe], *, steps: Sequence[int] = (), rows: int = 16, sources: Sequence[str] = (),
-    out: Console | None = None,
+    folders: Sequence[Path], probes: Sequence[Probe], *, steps: Sequence[int] = (), rows: int = ROWS,
+    sources: Sequence[str] = (), out: Console | None = None,
 ) -> Walked:  # fmt: skip
     """Run probes at checkpoints of runs (`steps`; none: all) and keep what they find; what still holds is not made anew.
 
@@ -68,10 +71,10 @@ def analyze(
     for folder in folders:
         try:
             with opened_series(folder, rows=rows, sources=sources, report=_told(out)) as series:
-                todo = _todo(series, probes, _asked(series, steps), walked)
+                todo = _todo(series, probes, _asked(series, steps, walked), walked)
                 if any(todo.values()):
                     _walk(series, todo, walked, out)
-        except JaxlmError as fault:
+        except Exception as fault:
             walked.fault(folder, "run", fault)
     return walked
 
@@ -88,12 +91,12 @@ def _told(out: Console) -> Report:
     return report
 
 
-def _asked(series: Series, steps: Sequence[int]) -> list[int]:
-    missing = [step for step in steps if step not in series.steps]
-    if missing:
-        known = ", ".join(map(str, series.steps))
-        raise CheckpointError(f"{series.folder} has no checkpoint of step {missing[0]}: it has {known}")
-    return sorted(set(steps)) or list(series.steps)
+def _asked(series: Series, steps: Sequence[int], walked: Walked) -> list[int]:
+    """Return those of the steps that there are; the others are noted."""
+    known = ", ".join(map(str, series.steps))
+    for step in sorted(set(steps) - set(series.steps)):
+        walked.fault(series.folder, "checkpoint", f"there is no checkpoint of this step: the run has {known}", step)
+    return sorted(set(steps) & set(series.steps)) if steps else list(series.steps)
 
 
 def _todo(series: Series, probes: Sequence[Probe], steps: Sequence[int], walked: Walked) -> dict[int, list[Probe]]:
@@ -114,7 +117,7 @@ def _todo(series: Series, probes: Sequence[Probe], steps: Sequence[int], walked:
 def _kept(series: Series, probe: Probe, step: int) -> dict[str, Any] | None:
     try:
         return store.valid_result(series, probe, step)
-    except JaxlmError:  # what it read cannot be had now: the probe itself will say so
+    except (JaxlmError, OSError):  # what it read cannot be had now: the probe itself will say so
         return None
 
 
@@ -131,23 +134,15 @@ def _walk(series: Series, todo: dict[int, list[Probe]], walked: Walked, out: Con
                 except CheckpointError as fault:
                     gone = step not in checkpoint.saved_steps(saves)
                     walked.fault(series.folder, "checkpoint", RETIRED if gone else fault, step)
-                    if gone or not _readable(series, step):
+                    if gone or step in series.unread:
                         break
                 left -= 1
                 advance(1, f"{series.folder.name}  step {step}  {probe.name}")
             advance(left, "")
 
 
-def _readable(series: Series, step: int) -> bool:
-    try:
-        series.params(step)
-    except CheckpointError:
-        return False
-    return True
-
-
 def _measure(series: Series, view: View, probe: Probe, walked: Walked) -> None:
-    """Run one probe at one checkpoint and keep what comes of it; CheckpointError where a checkpoint cannot be read."""
+    """Run one probe at one checkpoint and keep what comes of it; CheckpointError where one of the run cannot be read."""
     series.reads, begun = Reads(), time.perf_counter()
     found: Any = {}
     reason = ""
@@ -155,41 +150,56 @@ def _measure(series: Series, view: View, probe: Probe, walked: Walked) -> None:
         found = probe(view)
     except NotSuited as fault:
         reason = walked.not_suited[str(series.folder), probe.name] = str(fault)
-    except CheckpointError:
-        raise
-    except Exception as fault:
+    except (Exception, SystemExit) as fault:
+        if any(fault is known for known in series.unread.values()):  # one that the probe raises itself is its own
+            raise
         _failed(series, view, probe, walked, fault)
         return
     seconds = time.perf_counter() - begun
     try:
-        store.write_result(series, probe, view.step, series.reads, seconds, found, reason)
-    except ConfigError as fault:
+        store.write_result(series, probe, view.step, seconds, found, reason)
+    except CheckpointError:
+        raise
+    except Exception as fault:
         _failed(series, view, probe, walked, fault)
         return
     walked.made += 1
     walked.seconds[probe.name] = walked.seconds.get(probe.name, 0.0) + seconds
 
 
-def _failed(series: Series, view: View, probe: Probe, walked: Walked, fault: Exception) -> None:
-    walked.fault(series.folder, probe.name, fault, view.step)
-    store.write_fault(series, probe, view.step, describe(fault))
+def _failed(series: Series, view: View, probe: Probe, walked: Walked, fault: BaseException) -> None:
+    if any(fault is known for known in series.untold):  # no fault of the probe, nor of this checkpoint
+        walked.fault(series.folder, "text", fault)
+    else:
+        walked.fault(series.folder, probe.name, fault, view.step)
+    with suppress(OSError):  # it is listed all the same
+        store.write_fault(series, probe, view.step, describe(fault))
 
 
 def analyze_runs(
-    folders: Sequence[Path], probes: Sequence[Probe], steps: Sequence[int], rows: int, sources: Sequence[str]
-) -> bool:
-    """Analyze runs and say what was found; return whether all went well."""
+    folders: Sequence[Path], probes: Sequence[Probe], steps: Sequence[int], rows: int, sources: Sequence[str],
+    unread: Mapping[Path, Exception] = {}, not_yet: Sequence[Path] = (),
+) -> bool:  # fmt: skip
+    """Analyze runs and say what was found; return whether all went well.
+
+    `unread` are folders that could not be looked into, and why; `not_yet` trials without a checkpoint so far.
+    """
     out, begun = display.console(), time.monotonic()
     walked = analyze(folders, probes, steps=steps, rows=rows, sources=sources, out=out)
-    show = functools.partial(out.print, soft_wrap=True)
+    for folder, fault in unread.items():
+        walked.fault(folder, "sweep", fault)
+    show = functools.partial(out.print, soft_wrap=True, markup=False)
+    if not_yet:
+        named = ", ".join(map(str, not_yet[:SHOWN])) + (f" and {len(not_yet) - SHOWN} more" if len(not_yet) > SHOWN else "")
+        show(f"not yet: {named} {'has' if len(not_yet) == 1 else 'have'} no checkpoint so far", style="dim")
     for folder in folders:
         show_findings(folder, [probe.name for probe in probes])
     for (run, probe), reason in walked.not_suited.items():
         show(f"{probe} says nothing of {run}: {reason}", style="dim")
     for (run, what, fault), at in walked.faults.items():
         where = f" at step {', '.join(map(str, at))}" if at else ""
-        show(f"[bold red]fault:[/] {what} of {run}{where}: ", end="")
-        show(fault, markup=False)
+        out.print("[bold red]fault:[/] ", end="")
+        show(f"{what} of {run}{where}: {fault}")
     took = time.monotonic() - begun
     show(f"{walked.made} results made, {walked.kept} were there; {took:.1f} s. They are in RUN/{store.ANALYSIS}")
     return not walked.faults

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from jaxlm.analysis.probe_files import listed
 from jaxlm.commands.start import start_jax
 
 
@@ -15,7 +16,7 @@ def analyze(
         arg(
             name="probes",
             metavar="NAME_OR_FILE...",
-            help="Our probes by name, your own by file; none: all of ours that suit the model.",
+            help="Our probes by name, your own by file; none: all of ours that suit the model. Ours: " + "; ".join(listed()),
         ),
     ] = (),
     steps: Annotated[tuple[int, ...], arg(help="Checkpoints to look at; none: all there are.")] = (),
@@ -28,7 +29,7 @@ def analyze(
     ] = (),
 ) -> None:
     """Look into every checkpoint of runs with probes: loss by kind of token, attention, spectra, experts and more."""
-    from jaxlm.errors import ConfigError
+    from jaxlm.errors import ConfigError, JaxlmError
 
     if not runs:
         raise ConfigError("there is no run to analyze: name one, jaxlm analyze runs/quickstart say")
@@ -38,15 +39,29 @@ def analyze(
     from jaxlm.analysis.probe_files import load_probes
     from jaxlm.analysis.walk import analyze_runs
 
-    found = load_probes(named, settings)
-    if not analyze_runs([folder for run in runs for folder in _runs_of(run)], found, steps, rows, source):
+    found, folders, unread, not_yet = load_probes(named, settings), {}, {}, {}
+    for run in runs:
+        if not (run / "sweep.json").is_file():
+            folders[run] = None
+            continue
+        try:
+            for trial in _trials_of(run):
+                (folders if _begun(trial) else not_yet)[trial] = None
+        except JaxlmError as fault:
+            unread[run] = fault
+    if not analyze_runs([*folders], found, steps, rows, source, unread, [*not_yet]):
         raise SystemExit(1)
 
 
-def _runs_of(folder: Path) -> list[Path]:
-    """Return the runs of a sweep, or the folder itself where it is no sweep."""
-    if not (folder / "sweep.json").is_file():
-        return [folder]
+def _trials_of(sweep: Path) -> list[Path]:
     from jaxlm.sweep.read import read_record
 
-    return list(dict.fromkeys(entry.run for entry in read_record(folder).trials))
+    return list(dict.fromkeys(entry.run for entry in read_record(sweep).trials))
+
+
+def _begun(run: Path) -> bool:
+    """Return whether a run of a sweep has a checkpoint, or will not have one: what failed without is listed."""
+    from jaxlm.run.standing import standing
+
+    found = standing(run)
+    return bool(found.checkpoints) or found.kind in ("finished", "failed", "broken", "foreign")

@@ -8,7 +8,7 @@ from models import batch_of, placed, tiny
 
 from jaxlm.analysis.activations import check_sites
 from jaxlm.analysis.measure import NotSuited
-from jaxlm.analysis.view import View
+from jaxlm.analysis.view import View, _bytes_of
 from jaxlm.errors import CheckpointError, ConfigError
 from jaxlm.layout import Layout
 from jaxlm.model.rope_config import SelfExtend
@@ -77,6 +77,12 @@ def test_sites_of_mixtures_are_those_of_their_layers():
     found = view.activations("experts", "gates", "resid")
     assert list(found["experts"]) == list(model.moe_layers) == [1] and list(found["resid"]) == [0, 1, 2]
     assert found["experts"][1].dtype == np.int32 and found["gates"][1].dtype == np.float32
+
+
+def test_memory_is_reckoned_of_what_experts_choose():
+    plain = sparse(experts_per_token=1)
+    chosen = sparse(router="expert_choice", evaluation_capacity_factor=1.0, allow_leaks=True)
+    assert _bytes_of("experts", 24, chosen) == 4 * _bytes_of("experts", 24, plain)
 
 
 def test_sites_that_are_not_there():

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from models import batch_of, tiny
 from planted import L, config, induction_head, nothing, rows
 
-from jaxlm.analysis.probes.attention import AttentionSettings, probe
+from jaxlm.analysis.probes.attention import AttentionSettings, probe, repeated
 from jaxlm.analysis.view import View
 
 MODEL = config()
@@ -32,7 +33,8 @@ def test_a_head_that_attends_alike(looked):
     for kind in ("previous", "first"):
         np.testing.assert_allclose(before[f"{kind}_by_head"].values, (1 / seen).mean(), rtol=1e-5)
     assert before["best_induction"].values < 0.1
-    assert before["copying_accuracy"].values > 0.99  # all logits are alike, and none is likelier
+    assert before["copying_accuracy"].values < 0.3  # all logits are alike, and only the first of them is the likeliest
+    assert before["repeated_tokens"].values == 12
     assert before["copying_gain"].values == pytest.approx(0, abs=1e-5)
 
 
@@ -43,25 +45,20 @@ def test_a_planted_induction_head(looked):
     )
     assert after["induction_by_head"].values[0, 0] < 0.1
     assert after["entropy_by_head"].values[0, 0] < 0.05 < before["entropy_by_head"].values[0, 0]
-    # Where a random token comes twice before it is repeated, the head rightly attends to both.
-    assert after["best_induction"].values > 0.6
+    assert after["best_induction"].values > 0.99 and after["copying_accuracy"].values == 1
     assert after["best_induction"].values == after["induction_by_head"].values[1, 0]
-    assert after["best_induction_heads"].values[1].startswith("head 0 (0.")
+    assert after["best_induction_heads"].values[1].startswith("head 0 (")
     assert after["best_previous_heads"].values[0] in ("head 0 (1.00)", "head 0 (0.99)")
     assert after["copying_gain"].values > 2  # nats
 
 
-def test_repeated_tokens_without_duplicates_are_copied_wholly():
-    """With tokens that come but once before they are repeated, score and accuracy are 1."""
-    from jaxlm.analysis.probes import attention
-    from jaxlm.data.packing import Batch
-
-    view = View.of({0: induction_head(MODEL)}, MODEL, rows())
-    said = np.stack([np.random.default_rng(seed).permutation(np.arange(1, 13)) for seed in range(4)]).astype(np.int32)
-    row = np.concatenate([np.zeros((4, 1), np.int32), said, said], axis=1)
-    place = np.broadcast_to(np.arange(24, dtype=np.int32), (4, 24)).copy()
-    batch = Batch(row[:, :-1], row[:, 1:], (place >= 12).astype(np.float32), np.ones_like(place), place)
-    score = view.reduced(attention.induction, "attention", batch=batch)["score"]
-    assert score[1].min() > 0.98 and score[0].max() < 0.05
-    found = attention._copying(view, batch)
-    assert found["copying_accuracy"].values == 1 and found["copying_gain"].values > 3
+def test_tokens_are_different_and_as_many_as_there_are():
+    view = View.of({0: induction_head(MODEL)}, MODEL, rows(count=1, length=30))
+    twice = repeated(view, AttentionSettings(repeated=64, rows=3))
+    count = twice.tokens.shape[1] // 2
+    assert count == 14  # (30 - 1) // 2
+    for row in twice.tokens:
+        assert row[0] == 0 and len(set(row[: count + 1])) == count + 1
+        assert row[1:count].tolist() == row[count + 1 :].tolist()
+    few = tiny(vocab_size=5, num_layers=1)
+    assert repeated(View.of({0: None}, few, batch_of(rows=2, vocab=5)), AttentionSettings()).tokens.shape == (8, 8)

@@ -5,7 +5,7 @@ import pytest
 from mixtures import draw
 from models import batch_of, tiny
 
-from jaxlm.analysis.probes.cka import CkaConfig, probe
+from jaxlm.analysis.probes.cka import CkaConfig, grams_of, probe
 from jaxlm.analysis.similarity import cka, evenly, gram, pairwise
 from jaxlm.analysis.view import View
 
@@ -40,6 +40,21 @@ def test_features_that_never_change_have_no_likeness():
 def test_places_are_spread_evenly():
     assert evenly(np.arange(10, 20), 4).tolist() == [10, 13, 16, 19]
     assert evenly(np.arange(3), 9).tolist() == [0, 1, 2]
+
+
+def test_tokens_are_of_all_rows_also_in_pieces(monkeypatch):
+    config, rows = tiny(), batch_of(rows=4)
+    view = View.of({0: draw(config)}, config, rows)
+    places = evenly(np.flatnonzero(rows.segments), 8)
+    assert {int(place) // rows.tokens.shape[1] for place in places} == {0, 1, 2, 3}
+    _, whole = grams_of(view, places)
+    expected = view.activations("resid")["resid"][1].reshape(-1, 32)[places]
+    np.testing.assert_allclose(whole[2], gram(expected), atol=1e-4)
+    monkeypatch.setattr("jaxlm.analysis.view.BYTES_OF_ACTIVATIONS", 3 * 4 * 24 * 3 * 32)
+    again = View.of({0: view.params}, config, rows)
+    assert len(list(again.pieces("embed", "resid"))) == 2
+    for one, other in zip(grams_of(again, places)[1], whole, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
 
 
 def test_a_model_is_like_itself_and_not_like_another():

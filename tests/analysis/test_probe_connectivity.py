@@ -48,6 +48,9 @@ def test_a_model_and_its_negative_average_to_one_that_knows_nothing():
     assert averages["last 2"] == averages["exponential 0.5"] == averages["uniform"]
     assert averages["last 1"] == averages["own"]
     assert averages["own"] != pytest.approx(np.log(VOCAB), rel=1e-2)
+    assert dict(zip(found["average_of"].labels["average"], found["average_of"].values.tolist(), strict=True)) == {
+        "own": 1, "uniform": 2, "exponential 0.5": 2, "last 1": 1, "last 2": 2,
+    }  # fmt: skip
     assert found["barrier_to_last"].values == 0
     assert np.ptp(found["path_to_last"].values) == 0  # the last one is this one
     path = probe(view.first, settings)["path_to_last"].values

@@ -50,7 +50,10 @@ def test_groups_hold_every_target_and_their_own_losses():
     digits = (batch.targets >= 3 + ord("0")) & (batch.targets <= 3 + ord("9")) & (weights > 0)
     place = found["loss_by_class"].labels["class"].index("digit")
     assert found["loss_by_class"].values[place] == pytest.approx(losses[digits].mean(), rel=1e-5)
-    assert 0 < found["calibration_error"].values < 1
+    scores = view.scores()
+    bins = np.minimum((scores.confidence[weights > 0] * 10).astype(int), 9)
+    gaps = [np.sum((scores.correct - scores.confidence)[weights > 0][bins == place]) for place in range(10)]
+    assert found["calibration_error"].values == pytest.approx(np.abs(gaps).sum() / weights.sum(), rel=1e-5)
     without = loss.probe(View.of({0: view.params}, model, batch), loss.LossSettings(training_rows=0))
     assert "loss_by_class" not in without and "loss_by_source" not in without
     assert without["targets_by_frequency"].values[10] < weights.sum()
@@ -90,6 +93,22 @@ def test_a_layer_that_does_nothing_leaves_the_residual_stream(planted):
     assert not nothing_at_all["attention_share_by_layer"].values.any() and found["attention_share_by_layer"].values.all()
     assert found["cosine_by_layer"].values.max() < 0.999 and not found["feed_forward_share_by_layer"].values.any()
     assert found["massive"].values == 0 and found["massive_where"].values == "none"
+
+
+def test_a_feed_forward_layer_is_held_against_what_attention_left():
+    model = tiny(num_layers=1, attention_kernel="plain")
+    params = draw(model)
+    attention = params.blocks[0].attention
+    loud = attention.replace(o=100 * attention.o)  # what it writes is far above what the layer reads
+    params = params.replace(blocks=(params.blocks[0].replace(attention=loud),))
+    for parallel in (False, True):
+        config = dataclasses.replace(model, parallel_residual=parallel)
+        view = View.of({0: params}, config, batch_of(rows=2))
+        seen, real = view.activations("layer_in", "attn_out", "ffn_out"), view.rows.segments != 0
+        read, written, added = (seen[site][0] for site in ("layer_in", "attn_out", "ffn_out"))
+        found = residual.probe(view, residual.SETTINGS)["feed_forward_share_by_layer"].values[0]
+        finds = np.linalg.norm(read if parallel else read + written, axis=-1)
+        assert found == pytest.approx((np.linalg.norm(added, axis=-1) / finds)[real].mean(), rel=1e-4)
 
 
 def test_a_massive_activation_is_counted_and_named():

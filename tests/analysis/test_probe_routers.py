@@ -14,6 +14,7 @@ from jaxlm.analysis.view import View
 from jaxlm.data.byte_tokenizer import BYTE_VOCAB_SIZE, ByteTokenizer
 from jaxlm.model import layers
 from jaxlm.model.moe_config import MoeConfig
+from jaxlm.ops import routing
 
 RNG = np.random.default_rng(2)
 
@@ -53,7 +54,9 @@ def test_a_router_that_goes_by_the_token_tells_all_of_it():
     assert found["choice_entropy"].values[0] > 0.5
     assert found["token_information_by_chance"].values[0] < found["choice_entropy"].values[0] - 0.1
     assert found["churn_previous"].values == found["churn_last"].values == [0]
-    assert found["load"].values.sum() == pytest.approx(1)
+    assert found["load"].values.sum() == pytest.approx(1) and found["mean_churn_last"].values == 0
+    assert found["dead_experts"].values == np.sum(found["load"].values == 0)
+    assert found["max_load"].values == pytest.approx(4 * found["load"].values.max())
     by_class = found["load_by_class"].values[0]
     seen = [name for name, row in zip(found["load_by_class"].labels["class"], by_class, strict=True) if np.isfinite(row).all()]
     assert seen == ["punctuation", "whitespace"]  # all there is in the first 17 bytes
@@ -100,6 +103,12 @@ def test_more_than_the_capacity_is_dropped():
     experts[0, :, 8:] = 4  # padding takes no place
     assert dropped(choices._replace(experts=experts), settings) == pytest.approx([1 - 4 / 8])
     assert dropped(choices, MoeConfig(num_experts=4, capacity_factor=None)) == [0]
+    experts = RNG.integers(0, 4, (1, 2, 16, 2)).astype(np.int32)
+    places = routing.capacity(1.0, 2, 16, 4, 4)
+    queued = np.asarray(routing.queue_positions(jnp.asarray(experts[0]), 4, "token"))
+    settings = MoeConfig(num_experts=4, experts_per_token=2, capacity_factor=1.0, rows_per_group=1)
+    found = dropped(choices._replace(experts=experts), settings)
+    assert found == pytest.approx([np.mean(queued >= places)]) and found[0] > 0
 
 
 def test_outputs_are_those_of_the_model():

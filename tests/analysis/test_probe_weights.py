@@ -77,6 +77,15 @@ def test_updates_are_measured_where_they_were_made():
     assert not any(name.startswith("update") for name in probe(view.first, WeightsConfig()))
 
 
+def test_an_update_of_nothing_has_no_share():
+    config = tiny(num_layers=1)
+    params = draw(config)
+    nothing = jax.tree.map(lambda x: 0 * x, params)
+    found = probe(View.of({0: nothing, 5: params}, config, batch_of()), WeightsConfig(heads=False))
+    assert np.isnan(found["update_relative"].values).all() and np.isnan(found["mean_update_relative"].values)
+    assert np.isfinite(found["update_frobenius"].values).all()
+
+
 def test_layers_and_experts_stand_apart():
     config = sparse(model={"num_layers": 3}, every=2)  # the middle layer is a mixture
     params = draw(config)

@@ -37,6 +37,15 @@ def test_a_word_starts_after_anything_but_a_letter_or_digit():
     assert [CLASSES[each] for each in beyond] == ["special"] * 2
 
 
+def test_characters_of_several_bytes_are_of_words_or_not():
+    tokenizer = ByteTokenizer()
+    ids = np.array([tokenizer.encode("\u00e9t \u201cab\u2014cd")])
+    before = np.concatenate([[[tokenizer.bos_id]], ids[:, :-1]], axis=1)
+    found = in_context(tokenizer, ids, before)[0]
+    starts = bytes(tokenizer.decode_bytes([int(token)])[0] for token in ids[0][found == CLASSES.index("word start")])
+    assert starts == b"ac"  # not the t after an e with an accent
+
+
 def test_pieces_with_their_space_start_words():
     words = "the number of words in the sentence grows with the number of words "
     tokenizer = train_tokenizer(TokenizerConfig(vocab_size=300), [words * 5])

@@ -1,87 +1,25 @@
 """Every probe at every checkpoint, once: cached, made anew where it must be, and never stopped by what is broken."""
 
 import json
-import os
 import shutil
 import time
 
 import numpy as np
 import pytest
-from written_run import MODEL, add_checkpoints, write_run, write_texts
+from written_run import MODEL, SIZES, add_checkpoints, measured, walk
 
 from jaxlm.analysis import store
 from jaxlm.analysis.findings import findings
 from jaxlm.analysis.probe_files import load_probes
 from jaxlm.analysis.series import opened_series
 from jaxlm.analysis.view import View
-from jaxlm.analysis.walk import analyze
+from jaxlm.analysis.walk import analyze, analyze_runs
 from jaxlm.cli import main
-from jaxlm.errors import CheckpointError, ConfigError
+from jaxlm.errors import CheckpointError, ConfigError, DataError
 from jaxlm.run import directory
 from jaxlm.train.saved import saved_steps
 
-SIZES = '''"""Sizes of parameters.
-
-A probe for tests: cheap, and asks for other checkpoints.
-"""
-import numpy as np
-from jaxlm.analysis.measure import Measure
-from jaxlm.config import config
-
-
-@config
-class Settings:
-    scale: float = 1.0
-    fails_at: int = -1
-    with_last: bool = False
-    with_rows: bool = False
-    texts: str = ""
-
-
-SETTINGS = Settings()
-
-
-def probe(view, settings):
-    if view.step == settings.fails_at:
-        raise ZeroDivisionError("no reason")
-    size = settings.scale * float(np.square(np.asarray(view.params.embed)).sum())
-    before = view.previous
-    found = {"size": size, "change": 0.0 if before is None else size - float(np.square(np.asarray(before.params.embed)).sum())}
-    if settings.with_last:
-        found["last"] = float(view.last.step)
-    if settings.with_rows:
-        found["tokens"] = Measure([len(view.rows.tokens), view.rows.tokens.sum()], ("what",), {"what": ["rows", "sum"]})
-    return found
-'''
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("analysis")
-    texts = write_texts(folder / "texts")
-    return folder, texts, write_run(folder / "run", texts)
-
-
-@pytest.fixture
-def run(written, tmp_path):
-    """A copy of a run with checkpoints 0, 10 and 20."""
-    return shutil.copytree(written[0] / "run", tmp_path / "run")
-
-
-@pytest.fixture
-def sizes(tmp_path):
-    """A user's probe."""
-    file = tmp_path / "sizes.py"
-    file.write_text(SIZES)
-    return file
-
-
-def walk(run, file, *settings, **options):
-    return analyze([run] if not isinstance(run, list) else run, load_probes([str(file)], settings), **options)
-
-
-def measured(run, step, probe="sizes"):
-    return {name: value["values"] for name, value in store.read_all(run)[probe][step]["measures"].items()}
+FOR_FAULTS = "from jaxlm.errors import CheckpointError\nimport numpy"
 
 
 def test_results_are_made_once_and_again_where_they_must(run, sizes):
@@ -92,13 +30,14 @@ def test_results_are_made_once_and_again_where_they_must(run, sizes):
     assert walk(run, sizes, "sizes.scale=2", steps=[10]).kept == 1
     sizes.write_text(SIZES.replace('"size": size', '"size": -size'))
     assert walk(run, sizes, steps=[0, 20]).made == 2
-    assert measured(run, 0)["size"] < 0 < measured(run, 10)["size"]
+    assert measured(run, 0)["size"] < 0 and store.left_out(run) == {"sizes": {10: "another version of the probe"}}
     words = sizes.with_name("words.jsonl")
     words.write_text("one")
     assert [walk(run, sizes, f"sizes.texts={words}").made for _ in range(2)] == [3, 0]
     words.write_text("two")
     assert [walk(run, sizes, f"sizes.texts={words}").made for _ in range(2)] == [3, 0]
-    assert walk(run, sizes).made == 3
+    assert walk(run, sizes).made == 1  # of 10: those of other settings did not take the place of 0 and 20
+    assert walk(run, sizes).made == 0 and set(store.read_all(run)["sizes"]) == {0, 10, 20} and not store.left_out(run)
     store.path_of(run, "sizes", 20).write_text('{"half":')
     assert walk(run, sizes).made == 1 and measured(run, 20)["size"] < 0
     store.path_of(run, "sizes", 20).write_text('{"settings": {}, "code": "", "version": ""}')
@@ -155,7 +94,7 @@ def test_both_rows_of_a_pair_are_read(run, written, tmp_path):
 
 def test_a_fault_is_listed_and_the_rest_goes_on(run, sizes, tmp_path, written):
     assert walk(run, sizes).made == 3
-    before = measured(run, 10)
+    before = store.path_of(run, "sizes", 10).read_bytes()
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text("{")
@@ -166,10 +105,54 @@ def test_a_fault_is_listed_and_the_rest_goes_on(run, sizes, tmp_path, written):
     said = {what: fault for _, what, fault in walked.faults}
     assert set(said) == {"run", "sizes", "checkpoint"} and "is damaged" in said["checkpoint"]
     assert "ZeroDivisionError: no reason (sizes.py, line 24)" == said["sizes"]
-    assert measured(run, 10) == before  # what was found is not lost
+    assert store.path_of(run, "sizes", 10).read_bytes() == before  # what was found is not lost
+    assert store.left_out(run)["sizes"] == {10: "other settings", 20: "other settings"}
     assert store.read_faults(run)["sizes"][10].startswith("ZeroDivisionError")
     assert walk(run, sizes, "sizes.scale=3").made == 2 and not store.read_faults(run)  # settings of 0 were others, too
     assert "runs" not in store.read_all(tmp_path / "none") and store.read_all(broken) == {}
+
+
+def test_faults_are_of_whom_they_are(run, sizes, monkeypatch, capsys):
+    sizes.write_text(SIZES.replace("raise ZeroDivisionError", "raise CheckpointError").replace("import numpy", FOR_FAULTS))
+    walked = walk(run, sizes, "sizes.fails_at=10")
+    assert walked.made == 2 and list(walked.faults) == [(str(run), "sizes", "no reason")]  # not of the checkpoint
+    monkeypatch.setattr(store, "write_atomically", lambda *_: (_ for _ in ()).throw(OSError("the disk is full [/]")))
+    walked = walk(run, sizes, "sizes.scale=5")
+    ((_, what, said),) = walked.faults
+    assert (what, walked.made, walked.faults[str(run), what, said]) == ("sizes", 0, [0, 10, 20]) and "disk is full" in said
+    assert not analyze_runs([run], load_probes([str(sizes)], ["sizes.scale=6"]), (), 16, ())
+    assert "the disk is full [/]" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_text_that_is_gone_is_named_once(run, sizes, monkeypatch):
+    asked = []
+
+    def gone(*_, **__):
+        asked.append(1)
+        raise DataError("gone")
+
+    monkeypatch.setattr("jaxlm.analysis.series.prepare", gone)
+    walked = analyze([run], load_probes([str(sizes), "memorization"], ["sizes.with_rows=true"]))
+    assert len(asked) == 1 and walked.faults == {(str(run), "text", "gone"): []}
+
+
+def test_sweeps_that_are_damaged_or_not_begun(run, sizes, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("jaxlm.commands.analysing.start_jax", lambda devices: None)
+    for name, text in {"bad": "{", "good": None}.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        trials = [
+            {"arm": arm, "seed": 0, "changes": {}, "control": False, "run": f"../{arm}", "digest": arm}
+            for arm in ("run", "new")
+        ]
+        record = dict.fromkeys(("name", "about", "file", "control", "code", "time"), "") | {"trials": trials}
+        (folder / "sweep.json").write_text(text or json.dumps(record))
+    assert main(["analyze", str(tmp_path / "good"), "--probes", str(sizes)]) == 0
+    assert f"not yet: {tmp_path / 'new'} has no checkpoint" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["analyze", str(tmp_path / "bad"), str(tmp_path / "good"), "--probes", str(sizes)])
+    said = capsys.readouterr().err
+    assert "sweep of" in said and "cannot be read as a sweep's record" in said and "0 results made, 3 were there" in said
 
 
 def test_a_checkpoint_that_vanishes_while_it_is_read(run, sizes, monkeypatch):
@@ -205,8 +188,9 @@ def test_the_table_and_the_command(run, sizes, capsys, monkeypatch):
         main(["analyze", str(run), "--probes", str(sizes), "--settings", "sizes.fails_at=0"])
     assert ended.value.code == 1 and "fault: sizes of" in capsys.readouterr().err.replace("\n", " ")
     with pytest.raises(SystemExit):
-        main(["analyze", str(run), "--probes", str(sizes), "--steps", "7"])
-    assert "has no checkpoint of step 7: it has 0, 10, 20" in capsys.readouterr().err
+        main(["analyze", str(run), "--probes", str(sizes), "--steps", "0", "7"])
+    shown = capsys.readouterr().err
+    assert "at step 7: there is no checkpoint of this step: the run has 0, 10, 20" in shown and "1 results made" in shown
 
 
 def test_what_is_asked_wrongly(run, sizes, tmp_path):
@@ -223,7 +207,7 @@ def test_what_is_asked_wrongly(run, sizes, tmp_path):
             load_probes(names, settings)
     for text, said in [
         ("x = 1", "defines no function probe"),
-        ('"""Title."""\ndef probe(view, more):\n    pass', r"takes 2 arguments: it must be probe\(view\)"),
+        ('"""Title."""\ndef probe(view, more):\n    pass', r"has probe\(view, more\): it must be probe\(view\)"),
         ("def probe(view):\n    pass", "has no docstring"),
         ("import nothing_of_this_name", r"ModuleNotFoundError.*line 1"),
         ('"""T."""\nSETTINGS = {}\ndef probe(view, settings):\n    pass', "must be an instance of a configuration"),
@@ -256,4 +240,3 @@ def test_a_folder_without_checkpoints(run, tmp_path):
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(CheckpointError, match="has no checkpoint yet"), opened_series(run):
         pass
-    assert json.loads((run / "config.json").read_text())["name"] == "run" and os.listdir(run)

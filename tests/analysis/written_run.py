@@ -1,10 +1,13 @@
-"""A run's directory with checkpoints of drawn parameters: nothing is trained."""
+"""A run's directory with checkpoints of drawn parameters: nothing is trained; and a probe that costs nothing."""
 
 from pathlib import Path
 
 from mixtures import draw
 from models import tiny
 
+from jaxlm.analysis import store
+from jaxlm.analysis.probe_files import load_probes
+from jaxlm.analysis.walk import analyze
 from jaxlm.config import to_dict
 from jaxlm.data.byte_tokenizer import BYTE_VOCAB_SIZE, ByteTokenizer
 from jaxlm.data.prepare import DataConfig
@@ -12,6 +15,40 @@ from jaxlm.data.tokenizer import TokenizerConfig
 from jaxlm.experiment import Experiment, SampleConfig
 from jaxlm.run import directory
 from jaxlm.train.checkpoint import CheckpointWriter
+
+SIZES = '''"""Sizes of parameters.
+
+A probe for tests: cheap, and asks for other checkpoints.
+"""
+import numpy as np
+from jaxlm.analysis.measure import Measure
+from jaxlm.config import config
+
+
+@config
+class Settings:
+    scale: float = 1.0
+    fails_at: int = -1
+    with_last: bool = False
+    with_rows: bool = False
+    texts: str = ""
+
+
+SETTINGS = Settings()
+
+
+def probe(view, settings):
+    if view.step == settings.fails_at:
+        raise ZeroDivisionError("no reason")
+    size = settings.scale * float(np.square(np.asarray(view.params.embed)).sum())
+    before = view.previous
+    found = {"size": size, "change": 0.0 if before is None else size - float(np.square(np.asarray(before.params.embed)).sum())}
+    if settings.with_last:
+        found["last"] = float(view.last.step)
+    if settings.with_rows:
+        found["tokens"] = Measure([len(view.rows.tokens), view.rows.tokens.sum()], ("what",), {"what": ["rows", "sum"]})
+    return found
+'''
 
 MODEL = tiny(vocab_size=BYTE_VOCAB_SIZE, num_layers=1, hidden_size=16, num_heads=2, num_kv_heads=2, attention_kernel="plain")
 
@@ -47,3 +84,13 @@ def write_texts(folder: Path) -> Path:
     for number in range(10):
         (folder / f"{number}.txt").write_text(f"text {number}: " + "some words, and 123 numbers. " * (3 + number))
     return folder
+
+
+def walk(run, file, *settings, **options):
+    """Run a probe's file at the checkpoints of a run, or of several."""
+    return analyze([run] if not isinstance(run, list) else run, load_probes([str(file)], settings), **options)
+
+
+def measured(run, step, probe="sizes"):
+    """Return the values that a run's results show of a step."""
+    return {name: value["values"] for name, value in store.read_all(run)[probe][step]["measures"].items()}

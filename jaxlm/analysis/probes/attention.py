@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array
 
 from jaxlm.analysis.measure import Measure
+from jaxlm.analysis.random_text import drawn, vocabulary
 from jaxlm.analysis.view import View
 from jaxlm.config import Range, config
 from jaxlm.data.packing import Batch
@@ -25,18 +26,17 @@ class AttentionSettings:
     """The repeated random tokens."""
 
     repeated: Annotated[int, Range(2)] = 64
-    """Tokens that are said twice, or half of what the rows hold."""
+    """Different tokens that are said twice; fewer where rows, or the tokens that occur in them, hold no more."""
     rows: Annotated[int, Range(1)] = 8
     """Rows of them."""
 
 
 SETTINGS = AttentionSettings()
-ENOUGH = 32  # different tokens to draw from
 
 
 def probe(view: View, settings: AttentionSettings) -> dict[str, Measure | float]:
     """Return means by layer and head, and the best head of each kind."""
-    found = {name: _mean(of, view) for name, of in view.reduced(habits, "attention").items()}
+    found = {name: _mean(of) for name, of in view.reduced(habits, "attention").items()}
     twice = repeated(view, settings)
     found["induction"] = np.stack([x.mean(axis=0) for x in view.reduced(induction, "attention", batch=twice)["score"].values()])
     about = {
@@ -61,7 +61,7 @@ def probe(view: View, settings: AttentionSettings) -> dict[str, Measure | float]
     return measures | _copying(view, twice)
 
 
-def _mean(of: dict[int, np.ndarray], view: View) -> np.ndarray:
+def _mean(of: dict[int, np.ndarray]) -> np.ndarray:
     """Return [layers, heads] means over queries that have a choice, of sums [R, heads, 2: sum, queries]."""
     sums = np.stack([x.sum(axis=0, dtype=np.float64) for x in of.values()])
     return sums[..., 0] / np.maximum(sums[..., 1], 1)
@@ -88,20 +88,14 @@ def habits(seen: dict[str, Array], at: Tokens) -> dict[str, Array]:
 
 
 def repeated(view: View, settings: AttentionSettings) -> Batch:
-    """Return rows of a first token and random ones that are said twice, [rows, 2 n + 1 or less], the repetition counting.
+    """Return rows of a first token and n different random ones that are said twice, [rows, 2 n], the repetition counting.
 
-    The same for every checkpoint: drawn from the tokens that occur in the rows, for others may never have been learnt, or from
-    all that there are where those are too few.
+    The same for every checkpoint, drawn from `random_text.vocabulary`.
     """
-    length = view.rows.tokens.shape[1]
-    count = max(1, min(settings.repeated, (length - 1) // 2))
-    ids, first = np.arange(view.model.vocab_size), 0
-    if view.tokenizer is not None:
-        spelled = np.flatnonzero(view.tokenizer.token_bytes() > 0)
-        ids, first = spelled[spelled < view.model.vocab_size], view.tokenizer.bos_id
-    known = np.intersect1d(ids, view.rows.tokens[view.rows.segments != 0])
-    ids = known if len(known) >= ENOUGH else ids
-    said = np.random.default_rng(0).choice(ids, (settings.rows, count))
+    first = 0 if view.tokenizer is None else view.tokenizer.bos_id
+    known, rng = np.setdiff1d(vocabulary(view), [first]), np.random.default_rng(0)
+    count = max(1, min(settings.repeated, (view.rows.tokens.shape[1] - 1) // 2, len(known)))
+    said = np.stack([drawn(known, count, rng) for _ in range(settings.rows)])
     row = np.concatenate([np.full((settings.rows, 1), first), said, said], axis=1).astype(np.int32)
     positions = np.broadcast_to(np.arange(2 * count, dtype=np.int32), (settings.rows, 2 * count))
     weights = np.broadcast_to(positions >= count, positions.shape).astype(np.float32)
@@ -124,6 +118,7 @@ def _copying(view: View, twice: Batch) -> dict[str, Measure | float]:
     first, again = scores.loss[:, :count].mean(), scores.loss[:, count + 1 :].mean() if count > 1 else np.nan
     accuracy = scores.correct[:, count + 1 :].mean() if count > 1 else np.nan
     return {
+        "repeated_tokens": Measure(count, unit="tokens", about="different random tokens that are said twice in a row"),
         "copying_accuracy": Measure(accuracy, about="share of repeated random tokens that are foretold"),
         "copying_gain": Measure(first - again, unit="nats", about="loss of random tokens the first time, less when repeated"),
     }

@@ -12,7 +12,6 @@ from jaxlm.analysis.measure import Measure, NotSuited
 from jaxlm.analysis.similarity import cka, evenly, gram, pairwise
 from jaxlm.analysis.view import View
 from jaxlm.config import Range, config
-from jaxlm.data.packing import Batch
 
 
 @config
@@ -29,36 +28,40 @@ SETTINGS = CkaConfig()
 
 
 def probe(view: View, settings: CkaConfig) -> dict[str, Measure]:
-    batch = _rows_for(view.rows, settings.tokens)
-    places = evenly(np.flatnonzero(batch.segments), settings.tokens)
+    """Return likenesses of layers, and of each layer and itself at other checkpoints, at the same tokens of all rows."""
+    places = evenly(np.flatnonzero(view.rows.segments), settings.tokens)
     if len(places) < 4:
         raise NotSuited(f"CKA needs 4 tokens or more, and the rows have {len(places)}")
-    names, own = grams_of(view, batch, places)
+    names, own = grams_of(view, places)
+    between = pairwise(own)
+    labels, of = {"layer": names, "other_layer": names}, "debiased linear CKA between"
     found = {
-        "layers": Measure(
-            pairwise(own), ("layer", "other_layer"), {"layer": names, "other_layer": names}, "",
-            "debiased linear CKA between the residual streams of two layers",
-        )
-    }  # fmt: skip
+        "layers": Measure(between, ("layer", "other_layer"), labels, "", f"{of} the residual streams of two layers"),
+        "mean_neighbours": Measure(np.diagonal(between, 1).mean(), about="mean likeness of a layer and the next"),
+    }
     others = {"previous": view.previous, "last": view.last if settings.last else None}
     for which, other in others.items():
         if other is None:
             continue
-        beside = own if other.step == view.step else grams_of(other, batch, places)[1]
+        beside = own if other.step == view.step else grams_of(other, places)[1]
         values = [cka(one, two) for one, two in zip(own, beside, strict=True)]
-        about = f"debiased linear CKA between each layer and itself at the {which} checkpoint, step {other.step}"
+        about = f"{of} each layer and itself at the {which} checkpoint, step {other.step}"
         found[which] = Measure(values, ("layer",), {"layer": names}, "", about)
+        found[f"mean_{which}"] = Measure(np.mean(values), about=f"mean likeness of a layer to itself at the {which} checkpoint")
     return found
 
 
-def _rows_for(rows: Batch, tokens: int) -> Batch:
-    """Return as many rows as have that many tokens."""
-    enough = np.searchsorted(np.cumsum(np.count_nonzero(rows.segments, axis=1)), tokens) + 1
-    return Batch(*(x[:enough] for x in rows[:5]))
+def grams_of(view: View, places: np.ndarray) -> tuple[list[str], list[np.ndarray]]:
+    """Return the names of embedding and layers, and the Gram matrix [n, n] of the stream after each at `places` of all rows.
 
-
-def grams_of(view: View, batch: Batch, places: np.ndarray) -> tuple[list[str], list[np.ndarray]]:
-    """Return the names of embedding and layers, and the Gram matrix [n, n] of the stream after each, at `places`."""
-    found = view.activations("embed", "resid", batch=batch)
-    streams = {"embed": found["embed"][0]} | {str(layer): x for layer, x in sorted(found["resid"].items())}
-    return list(streams), [gram(x.reshape(-1, x.shape[-1])[places]) for x in streams.values()]
+    Of the rows, which are read a few at a time, only the features at these places are kept.
+    """
+    picked: dict[str, list[np.ndarray]] = {}
+    start = 0
+    for batch, seen in view.pieces("embed", "resid"):
+        here = places[(places >= start) & (places < start + batch.tokens.size)] - start
+        start += batch.tokens.size
+        streams = {"embed": seen["embed"][0]} | {str(layer): x for layer, x in sorted(seen["resid"].items())}
+        for name, x in streams.items():
+            picked.setdefault(name, []).append(x.reshape(-1, x.shape[-1])[here])
+    return list(picked), [gram(np.concatenate(parts)) for parts in picked.values()]

@@ -62,14 +62,17 @@ def probe(view: View, settings: ConnectivityConfig) -> dict[str, Measure]:
     if settings.other:
         line = along(loss_of, view.params, other_params(Path(settings.other), view), settings.points)
         found |= _of_line("other", f"to the last checkpoint of {settings.other}", line)
-    names, losses = averaged(view, settings, loss_of)
+    losses, counts = averaged(view, settings, loss_of)
+    labels = {"average": ["own", *losses]}
     about = "loss of averages of the checkpoints up to this one, beside its own"
-    found["average_loss"] = Measure([own, *losses], ("average",), {"average": ["own", *names]}, "nats", about)
+    found["average_loss"] = Measure([own, *losses.values()], ("average",), labels, "nats", about)
+    about = "of how many checkpoints each is an average: those that were retired are not among them"
+    found["average_of"] = Measure([1, *counts], ("average",), labels, "checkpoints", about)
     return found
 
 
-def averaged(view: View, settings: ConnectivityConfig, loss_of: Any) -> tuple[list[str], list[float]]:
-    """Return the names of averages over checkpoints up to this one, and the loss of each."""
+def averaged(view: View, settings: ConnectivityConfig, loss_of: Any) -> tuple[dict[str, float], list[int]]:
+    """Return the loss of averages over checkpoints up to this one by name, and of how many checkpoints each is."""
     steps, keep = view.steps_so_far[-settings.most :], max(settings.latest, default=1)
     running = begun(view.at(steps[0]).params, settings.decays)
     for step in steps[1:]:
@@ -77,7 +80,8 @@ def averaged(view: View, settings: ConnectivityConfig, loss_of: Any) -> tuple[li
     averages = {"uniform": running.mean}
     averages |= {f"exponential {decay:g}": average for decay, average in running.decayed.items()}
     averages |= {f"last {count}": mean_of(running.latest[-count:]) for count in settings.latest}
-    return list(averages), [loss_of(average) for average in averages.values()]
+    counts = [running.count] * (1 + len(running.decayed)) + [min(count, running.count) for count in settings.latest]
+    return {name: loss_of(average) for name, average in averages.items()}, counts
 
 
 def _of_line(name: str, where: str, line: Line) -> dict[str, Measure]:

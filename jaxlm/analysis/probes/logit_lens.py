@@ -29,9 +29,8 @@ def probe(view: View) -> dict[str, Measure | float]:
         counts = batch.weights != 0
         sums += np.stack([x[counts].sum(axis=0, dtype=np.float64) for x in found])
         total += counts.sum()
-    loss, divergence, agreement = sums / total
+    loss, divergence, agreement = sums / total if total else np.full(sums.shape, np.nan)
     labels = {"layer": ["embed", *map(str, range(view.model.num_layers))]}
-    half = next((layer for layer, share in enumerate(agreement) if share >= 0.5), len(agreement))
     return {
         "loss_by_layer": Measure(loss, ("layer",), labels, "nats", "loss of what the final norm and head make of a layer"),
         "kl_by_layer": Measure(divergence, ("layer",), labels, "nats", "KL(final prediction || that of a layer)"),
@@ -39,10 +38,21 @@ def probe(view: View) -> dict[str, Measure | float]:
             agreement, ("layer",), labels, about="share of tokens whose likeliest next token is the final one already"
         ),
         "settled_depth": Measure(
-            half / view.model.num_layers, about="part of the layers after which half the predictions are the final ones"
+            settled(agreement), about="part of the layers after which half of the predictions or more stay the final ones"
         ),
         "last_kl": Measure(divergence[-2], unit="nats", about="KL(final || before the last layer): what the last layer adds"),
     }
+
+
+def settled(agreement: np.ndarray) -> float:
+    """Return after which part of the layers agreement [layers + 1] with the final prediction stays 0.5 or above.
+
+    NaN where it is not known of every layer.
+    """
+    if not np.isfinite(agreement).all():
+        return float("nan")
+    below = np.flatnonzero(agreement < 0.5)
+    return float((below[-1] + 1 if len(below) else 0) / (len(agreement) - 1))
 
 
 def _placed(view: View, stream: np.ndarray, targets: np.ndarray) -> tuple[Array, Array]:
@@ -65,7 +75,8 @@ def _lens(params: Any, stream: Array, targets: Array, model: ModelConfig) -> tup
             normaliser = jax.nn.logsumexp(logits, axis=-1)
             loss = normaliser - jnp.take_along_axis(logits, targets_T[:, None], axis=-1)[:, 0]
             divergence = jnp.sum(likely * (final - logits), axis=-1) + normaliser
-            return loss, divergence, (jnp.argmax(logits, axis=-1) == best).astype(jnp.float32)
+            same = (jnp.argmax(logits, axis=-1) == best).astype(jnp.float32)
+            return loss, divergence, jnp.where(jnp.isfinite(divergence), same, jnp.nan)
 
         found = jax.lax.map(one_layer, x_TND.swapaxes(0, 1))
         return tuple(x.T for x in found)

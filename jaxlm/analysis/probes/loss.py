@@ -95,11 +95,13 @@ def by_doubling(numbers: np.ndarray) -> tuple[np.ndarray, list[str]]:
 
 
 def calibration(confidence: np.ndarray, correct: np.ndarray, bins: int) -> tuple[float, Measure]:
-    """Return the expected calibration error over bins of equal width, and the accuracy in each."""
+    """Return the expected calibration error over bins of equal width, and the accuracy in each, of what is finite."""
+    known = np.isfinite(confidence)
+    confidence, correct = confidence[known], correct[known]
     place = np.minimum((confidence * bins).astype(int), bins - 1)
     counts = np.bincount(place, minlength=bins)
     right, sure = (np.bincount(place, x.astype(np.float64), minlength=bins) for x in (correct, confidence))
-    error = float(np.abs(right - sure).sum() / max(1, len(place)))
+    error = float(np.abs(right - sure).sum() / len(place)) if len(place) else float("nan")
     labels = {"confidence": [f"{n / bins:.2g}-{(n + 1) / bins:.2g}" for n in range(bins)]}
     accuracy = np.where(counts > 0, right / np.maximum(counts, 1), np.nan)
     return error, Measure(accuracy, ("confidence",), labels, about="how often the likeliest token is right, by its probability")

@@ -82,8 +82,11 @@ def passages_of(rows: Batch, prefix: int, suffix: int, most: int) -> list[tuple[
 def exposure(secret: float, candidates: list[float]) -> float:
     """Return log2 N - log2 rank of a secret among N log-probabilities, its own and those of other candidates, in bits.
 
-    Ties rank it last: what the model cannot tell apart from the secret is not exposed (arXiv:1802.08232).
+    Ties rank it last: what the model cannot tell apart from the secret is not exposed (arXiv:1802.08232). NaN where the model
+    gives no finite log-probability.
     """
+    if not np.isfinite([secret, *candidates]).all():
+        return float("nan")
     rank = 1 + sum(other >= secret for other in candidates)
     return float(np.log2(len(candidates) + 1) - np.log2(rank))
 
@@ -137,8 +140,13 @@ def _planted(view: View, settings: MemorizationConfig) -> dict[str, Measure]:
         bits = [exposure(read.log_prob[a], read.log_prob[a + 1 : b].tolist()) if b - a > 1 else np.nan for a, b in pairs]
         about = "log2 of the number of candidates, less log2 of the rank of the planted one"
         found["exposure_by_text"] = Measure(bits, ("text",), names, "bits", about)
-        found["exposure"] = Measure(float(np.nanmean(bits)), unit="bits", about=f"mean: {about}")
+        found["exposure"] = Measure(_mean_known(bits), unit="bits", about=f"mean: {about}")
     return found
+
+
+def _mean_known(bits: list[float]) -> float:
+    known = [each for each in bits if np.isfinite(each)]
+    return float(np.mean(known)) if known else float("nan")
 
 
 def _candidates(line: dict[str, Any], path: str) -> list[str]:

@@ -1,7 +1,9 @@
 """Gradient noise scale: at what batch size more rows stop making the gradient better, for the model and its parts.
 
 B_simple = tr(S) / |G|^2 with S the covariance of single rows' gradients and G the true gradient, both estimated without bias
-from gradient norms at two batch sizes (McCandlish et al. 2018, arXiv:1812.06162, appendix A.1); intervals by the jackknife.
+from gradient norms at two batch sizes (McCandlish et al. 2018, arXiv:1812.06162, appendix A.1); intervals by the jackknife. The
+loss is that of the next token: routers' losses, which hold for whole batches, are left out. Of a run that trains adapters it is
+the noise of the merged model, all of whose weights count.
 """
 
 import functools
@@ -21,7 +23,8 @@ from jaxlm.data.packing import Batch
 from jaxlm.layout import Layout
 from jaxlm.model import transformer
 from jaxlm.model.config import ModelConfig
-from jaxlm.objective import language_model
+from jaxlm.ops.cross_entropy import cross_entropy
+from jaxlm.ops.masks import Tokens
 from jaxlm.param import named_leaves, split
 
 
@@ -99,6 +102,9 @@ def _inverted(values: np.ndarray) -> np.ndarray:
 
 
 def probe(view: View, settings: NoiseScaleConfig) -> dict[str, Measure]:
+    """Return the noise scale of the whole model, and of each kind of weight."""
+    if (form := view.experiment.data.form) in ("preferences", "labels"):
+        raise NotSuited(f"rows of {form} are compared with each other: none has a loss, and a gradient, of its own")
     counted = np.flatnonzero(view.rows.weights.any(axis=1))
     if len(counted) < 3:
         raise NotSuited(f"the noise scale needs three rows with targets or more, and there are {len(counted)}: --rows 8")
@@ -109,7 +115,7 @@ def probe(view: View, settings: NoiseScaleConfig) -> dict[str, Measure]:
     by_kind = Norms(*(np.stack([x[[w == kind for w in weights]].sum(axis=0) for kind in kinds]) for x in norms))
     whole, parts = noise_scale(norms.summed()), noise_scale(by_kind)
     tokens = float(view.rows.weights[picked].sum() / len(picked))
-    about = f"tr(S) / |G|^2 from {len(picked)} rows of {tokens:.0f} targets"
+    about = f"tr(S) / |G|^2 from {len(picked)} rows of {tokens:.0f} targets" + _of_what(view)
     found = {
         "noise_scale": Measure(whole.scale[0], unit="rows", about=about),
         "noise_scale_tokens": Measure(whole.scale[0] * tokens, unit="tokens", about=f"the same in targets; {about}"),
@@ -123,11 +129,18 @@ def probe(view: View, settings: NoiseScaleConfig) -> dict[str, Measure]:
     return found
 
 
+def _of_what(view: View) -> str:
+    """Return what the gradients are of, where that is not plainly the training's."""
+    mixture = "; without the routers' losses" if view.model.moe_layers else ""
+    return mixture + ("; of the merged model, not of its adapters" if view.experiment.lora.rank else "")
+
+
 def gradient_norms(view: View, batch: Batch) -> tuple[list[str], Norms]:
     """Return the names of all trained weights, and the norms of the gradients of rows [R, L] for each.
 
-    The loss is that of training without dropout and the routers' noise. A row's gradient is that of its summed loss times R
-    over all targets, so that their mean is the batch's own. Rows are gone through twice: no two rows' gradients are in memory.
+    The loss is that of training without dropout, the routers' noise and their losses. A row's gradient is that of its summed
+    loss times R over all targets, so that their mean is the batch's own. Rows are gone through twice: no two rows'
+    gradients are in memory.
     """
     rows, total = len(batch.tokens), float(batch.weights.sum())
     gradient = functools.partial(_gradient, model=view.model, layout=view.layout, z_loss=view.experiment.z_loss)
@@ -147,7 +160,10 @@ def gradient_norms(view: View, batch: Batch) -> tuple[list[str], Norms]:
 @functools.partial(jax.jit, static_argnames=("model", "layout", "z_loss"))
 def _gradient(params: Any, batch: Batch, factor: Array, model: ModelConfig, layout: Layout, z_loss: float) -> Any:
     def scaled(params: Any) -> Array:
-        return factor * language_model.loss(params, batch, model, layout, z_loss=z_loss)[0]
+        at = Tokens(batch.positions, batch.segments)
+        x_BLD, _ = transformer.forward(params, batch.tokens, at, model, layout)
+        head, softcap = transformer.head(params), model.logit_softcap
+        return factor * cross_entropy(x_BLD, head, batch.targets, batch.weights, softcap=softcap, z_loss=z_loss)[0]
 
     spec = transformer.spec(model)
     return split(jax.grad(scaled)(params), spec)[0]

@@ -10,17 +10,16 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.analysis.interventions import SITES, Pairs, batch_of, direction, filled, pairs_of, patched, repetitions, steer
+from jaxlm.analysis.interventions import PATCHED, Pairs, batch_of, direction, filled, pairs_of, patched, repetitions, steer
 from jaxlm.analysis.lines import read_lines
 from jaxlm.analysis.measure import Measure, NotSuited
+from jaxlm.analysis.random_text import vocabulary
 from jaxlm.analysis.similarity import evenly
 from jaxlm.analysis.token_classes import spelled
 from jaxlm.analysis.view import View
 from jaxlm.config import Range, config
 from jaxlm.data.packing import Batch
 from jaxlm.errors import DataError
-
-_LEAST_TOKENS = 32
 
 
 @config
@@ -51,7 +50,7 @@ SETTINGS = PatchingConfig()
 def probe(view: View, settings: PatchingConfig) -> dict[str, Measure]:
     pairs = _read_pairs(view, settings) if settings.pairs else _repetitions(view, settings)
     found = patched(view, pairs)
-    axes, labels = ("site", "group", "layer"), {"site": SITES, "group": list(pairs.groups)}
+    axes, labels = ("site", "group", "layer"), {"site": PATCHED, "group": list(pairs.groups)}
     about = "part of the difference between clean and corrupted that a patch of the clean activation brings back"
     effect, recovered = found.clean - found.corrupted, found.recovered
     if abs(effect) < 2 * found.error:
@@ -68,13 +67,7 @@ def probe(view: View, settings: PatchingConfig) -> dict[str, Measure]:
 
 
 def _repetitions(view: View, settings: PatchingConfig) -> Pairs:
-    tokenizer = view.tokenizer
-    size = view.model.vocab_size if tokenizer is None else min(tokenizer.vocab_size, view.model.vocab_size)
-    known = np.arange(size) if tokenizer is None else np.flatnonzero(tokenizer.token_bytes()[:size])
-    # Tokens that never occur have embeddings that were never trained; a few that do are no basis for random text.
-    common = np.intersect1d(known, view.rows.tokens[view.rows.segments != 0])
-    known = common if len(common) >= _LEAST_TOKENS else known
-    start = () if tokenizer is None else tokenizer.prefix_ids
+    known, start = vocabulary(view), () if view.tokenizer is None else view.tokenizer.prefix_ids
     length = min(settings.length, len(known) - 1, (view.model.max_length - len(start)) // 2)
     if length < 2:
         raise NotSuited(f"{len(known)} tokens with a text and rows of {view.model.max_length} leave nothing to repeat")

@@ -5,6 +5,7 @@ between what a layer reads and what it leaves (1: it changed nothing). An activa
 and above 1,000 times the median magnitude of its token's (Sun et al. 2024, arXiv:2402.17762).
 """
 
+import functools
 from typing import Annotated
 
 import jax.numpy as jnp
@@ -30,15 +31,15 @@ class ResidualSettings:
 
 
 SETTINGS = ResidualSettings()
-SITES = ("layer_in", "attn_out", "ffn_out", "resid")
+READ = ("layer_in", "attn_out", "ffn_out", "resid")
 
 
 def probe(view: View, settings: ResidualSettings) -> dict[str, Measure | float]:
     """Return means over real tokens by layer, and where massive activations are."""
-    # At a layer without a norm of its own a row may be all zeros: what is 0 / 0 is left out of means as NaN.
-    found, real = view.reduced(statistics, *SITES), view.rows.segments != 0
+    found = view.reduced(statistics_in_parallel if view.model.parallel_residual else statistics, *READ)
+    real = view.rows.segments != 0
     by_layer = {
-        name: np.array([np.nanmean(of[layer][real]) for layer in of])
+        name: np.array([_mean(of[layer][real]) for layer in of])
         for name, of in found.items()
         if name not in ("top", "median", "norm")
     }
@@ -54,8 +55,12 @@ def probe(view: View, settings: ResidualSettings) -> dict[str, Measure | float]:
         "largest_norm_by_layer": of_layers(norms.max(axis=1), "", "the greatest of any token"),
         "growth": Measure(growth, about="mean norm after the last layer over that after the first"),
         "cosine_by_layer": of_layers(by_layer["cosine"], "", "cosine between what a layer reads and what it leaves"),
-        "attention_share_by_layer": of_layers(by_layer["attention"], "", "norm that attention writes over that which it finds"),
-        "feed_forward_share_by_layer": of_layers(by_layer["feed_forward"], "", "the same of the feed-forward layer"),
+        "attention_share_by_layer": of_layers(
+            by_layer["attention"], "", "norm of what attention writes over that of what it finds"
+        ),
+        "feed_forward_share_by_layer": of_layers(
+            by_layer["feed_forward"], "", "the same of the feed-forward layer, which finds what attention left"
+        ),
         "largest_by_layer": of_layers(
             np.array([found["top"][layer][real][:, 0].max() for layer in found["top"]]), "", "the greatest magnitude"
         ),
@@ -68,9 +73,18 @@ def probe(view: View, settings: ResidualSettings) -> dict[str, Measure | float]:
 TOP = 4  # a token's greatest activations: where more are massive, the norm says so
 
 
-def statistics(seen: dict[str, Array], at: Tokens) -> dict[str, Array]:
-    """Return of each token [R, L]: norms and shares of a layer, its greatest magnitudes [R, L, 2 x TOP: values, dimensions]."""
-    before, after = (seen[site].astype(jnp.float32) for site in ("layer_in", "resid"))
+def _mean(values: np.ndarray) -> float:
+    """Return the mean of what is finite: a layer without a norm of its own may read a row of zeros, whose shares are 0 / 0."""
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if values.size else float("nan")
+
+
+def statistics(seen: dict[str, Array], at: Tokens, parallel: bool = False) -> dict[str, Array]:
+    """Return of each token [R, L]: norms and shares of a layer, its greatest magnitudes [R, L, 2 x TOP: values, dimensions].
+
+    A feed-forward layer finds what attention left, or where it runs beside attention (`parallel`) what that found itself.
+    """
+    before, written, after = (seen[site].astype(jnp.float32) for site in ("layer_in", "attn_out", "resid"))
 
     def norm(x: Array) -> Array:
         return jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1))
@@ -85,11 +99,14 @@ def statistics(seen: dict[str, Array], at: Tokens) -> dict[str, Array]:
     return {
         "norm": norm(after),
         "cosine": jnp.sum(before * after, axis=-1) / (norm(before) * norm(after)),
-        "attention": norm(seen["attn_out"]) / norm(before),
-        "feed_forward": norm(seen["ffn_out"]) / norm(before),
+        "attention": norm(written) / norm(before),
+        "feed_forward": norm(seen["ffn_out"]) / norm(before if parallel else before + written),
         "top": jnp.stack([*values, *places], axis=-1),
         "median": jnp.median(jnp.abs(after), axis=-1),
     }
+
+
+statistics_in_parallel = functools.partial(statistics, parallel=True)  # one object, so that one program serves all checkpoints
 
 
 def _massive(
@@ -100,9 +117,12 @@ def _massive(
     for layer, top in found["top"].items():
         least = np.maximum(settings.magnitude, settings.ratio * found["median"][layer])
         there = (top[..., :TOP] > least[..., None]) & real[..., None]
-        counts.append(there.sum() / real.sum())
+        known = np.isfinite(found["median"][layer][real]).all()
+        counts.append(there.sum() / real.sum() if known else np.nan)
         dimensions.append(top[..., TOP:][there].astype(int))
         places.append(np.broadcast_to(positions[..., None], there.shape)[there])
+    if not np.all(np.isfinite(counts)):
+        return np.array(counts), "not known: activations are not finite"
     if not np.any(counts):
         return np.array(counts), "none"
     named = ", ".join(f"{what} {_most(np.concatenate(of), settings.listed)}" for what, of in (

@@ -6,7 +6,6 @@ what a shuffle gives. Churn is the part of tokens whose first expert is another 
 
 from typing import Annotated, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -36,7 +35,6 @@ class RoutersConfig:
 
 
 SETTINGS = RoutersConfig()
-_positions = jax.jit(routing.queue_positions, static_argnums=(1, 2))
 
 
 class Choices(NamedTuple):
@@ -73,7 +71,9 @@ def probe(view: View, settings: RoutersConfig) -> dict[str, Measure]:
     for which, other in (("previous", view.previous), ("last", view.last if settings.last else None)):
         if other is not None:
             about = f"part of the tokens whose first expert is another than at the {which} checkpoint"
-            found[f"churn_{which}"] = Measure(churn(choices, choices_of(other)), ("layer",), names, "", about)
+            moved = churn(choices, choices_of(other))
+            found[f"churn_{which}"] = Measure(moved, ("layer",), names, "", about)
+            found[f"mean_churn_{which}"] = Measure(moved.mean(), about=f"{about}, mean over layers")
     return found | _similarity(view, choices, settings, names)
 
 
@@ -92,8 +92,8 @@ def churn(now: Choices, then: Choices) -> np.ndarray:
 def dropped(choices: Choices, settings: MoeConfig) -> np.ndarray:
     """Return the part of assignments without a place at the training capacity, [layers].
 
-    Queues are those of training (`routing.queue_positions`), without its jitter and noise; a group has as many rows as divide
-    those at hand. 0 for dropless routing and expert choice.
+    Whoever comes first, an expert leaves out as many of a group's as exceed its places. Groups are those of training, without
+    its jitter and noise, of as many rows as divide those at hand. 0 for dropless routing and expert choice.
     """
     if settings.capacity_factor is None or settings.router == "expert_choice":
         return np.zeros(len(choices.experts))
@@ -101,14 +101,9 @@ def dropped(choices: Choices, settings: MoeConfig) -> np.ndarray:
     group = int(np.gcd(settings.rows_per_group, rows)) * length
     factor, E = settings.capacity_factor, settings.num_experts
     places = min(routing.capacity(factor, k, group, E, settings.min_capacity), group)
-    found = []
-    for experts, logits in zip(choices.experts, choices.logits, strict=True):
-        queued = experts.reshape(-1, group, k)
-        confidence = jnp.asarray(logits.max(axis=-1).reshape(-1, group))
-        positions = np.asarray(_positions(jnp.asarray(queued), E, settings.priority, confidence))
-        assigned = queued < E
-        found.append(np.mean(positions[assigned] >= places) if assigned.any() else 0.0)
-    return np.array(found)
+    by_group = choices.experts.reshape(len(choices.experts), -1, group * k)
+    load = np.stack([np.count_nonzero(by_group == expert, axis=-1) for expert in range(E)], axis=-1)
+    return np.maximum(load - places, 0).sum(axis=(1, 2)) / np.maximum(load.sum(axis=(1, 2)), 1)
 
 
 def _load(choices: Choices, settings: MoeConfig, names: dict[str, list[str]]) -> dict[str, Measure]:
@@ -124,7 +119,12 @@ def _load(choices: Choices, settings: MoeConfig, names: dict[str, list[str]]) ->
     }
     about = "share of the assignments that an expert gets, before dropping"
     found = {name: Measure(values, ("layer",), names, *rest) for name, (values, *rest) in of_layer.items()}
-    return {"load": Measure(load, ("layer", "expert"), names, "", about)} | found
+    (dead, *_), (busiest, *_) = of_layer["dead"], of_layer["load_max"]
+    return {
+        "load": Measure(load, ("layer", "expert"), names, "", about),
+        "dead_experts": Measure(dead.sum(), unit="experts", about="experts of all layers that no token of the rows visits"),
+        "max_load": Measure(busiest.max(), about="load of the busiest expert of any layer over the mean of its layer"),
+    } | found
 
 
 def _specialisation(view: View, choices: Choices, settings: RoutersConfig, names: dict[str, list[str]]) -> dict[str, Measure]:

@@ -101,13 +101,21 @@ def probe(view: View, settings: WeightsConfig) -> dict[str, Measure]:
             pairs = list(zip(own, then, strict=True))
             change = [now._replace(matrix=now.matrix - past.matrix) for now, past in pairs]
             found |= _measures(change, f"{prefix}_", f" of the update {when}", settings)
-            relative = [
-                _norm(moved.matrix) / max(_norm(past.matrix), 1e-30) for moved, (_, past) in zip(change, pairs, strict=True)
-            ]
-            found |= _by_layer(
-                f"{prefix}_relative", own, relative, "", f"norm of the update {when} over that of the weights then"
-            )
+            relative = [_over(_norm(moved.matrix), _norm(past.matrix)) for moved, (_, past) in zip(change, pairs, strict=True)]
+            about = f"norm of the update {when} over that of the weights then"
+            found |= _by_layer(f"{prefix}_relative", own, relative, "", f"{about}; none where those were all 0")
+            found[f"mean_{prefix}_relative"] = _mean_of(relative, f"mean over matrices: {about}")
     return found
+
+
+def _over(top: float, bottom: float) -> float:
+    return top / bottom if bottom else math.nan
+
+
+def _mean_of(values: list[float], about: str) -> Measure:
+    """Return the mean of what is known, as a number; none where nothing is."""
+    known = [value for value in values if not math.isnan(value)]
+    return Measure(sum(known) / len(known) if known else math.nan, about=about)
 
 
 def _norm(matrix: np.ndarray) -> float:
@@ -127,7 +135,10 @@ def _measures(placed: list[Placed], prefix: str, of: str, settings: WeightsConfi
         about = _ABOUT[field] + of
         if above and field != "frobenius":
             about += f"; of matrices above {settings.largest} wide by power iteration, effective ranks left out"
-        found |= _by_layer(prefix + field, placed, [float(np.mean(value)) for value in values], "", about)
+        means = [float(np.mean(value)) for value in values]
+        found |= _by_layer(prefix + field, placed, means, "", about)
+        if field in ("stable_rank", "effective_rank") and not prefix:
+            found[f"mean_{field}"] = _mean_of(means, f"mean over matrices: {about}")
         experts = [(each, value) for each, value in zip(placed, values, strict=True) if np.ndim(value)]
         if experts and not prefix:
             found |= _by_layer(f"{field}_of_experts", [each for each, _ in experts], [value for _, value in experts], "", about)
