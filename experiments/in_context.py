@@ -18,7 +18,7 @@ followed an earlier copy, one head must write at each place what stood before it
 The induction score is the attention that the best head pays, in random text said again, to what followed the first copy. The
 probe `attention` adds what else heads look at to the report. Intervals are 95 %, over seeds.
 
-Result (0.02M to 0.16M parameters, 1.8M tokens each, 3 seeds; means at step 900, few-shot with 8 examples of each kind):
+Result (0.02M to 0.18M parameters, 1.8M tokens each, 3 seeds; means at step 900, few-shot with 8 examples of each kind):
 
     layers, width    induction score    copies right    half of them from step    few-shot (chance 0.25)
     1, 32 or 64      0.02               0.07            never                     0.26, 0.24
