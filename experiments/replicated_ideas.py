@@ -16,7 +16,13 @@ tells whether it is one; more would only take longer. Asked is the beginning of 
 was never spoken of unless said otherwise, and log-odds are ln p(A) / p(B) of the next word. Intervals are 95 %, by bootstrap
 over pairs of names, the same for all seeds. The control for tags has the same documents, their tags dealt out at random.
 
-Result: not run yet.
+Result (1.2M parameters, 2M tokens, one seed; log-odds of A unless said otherwise):
+- Frequency: told 9 : 9, 12 : 6, 15 : 3 times, A has 0.48, 0.67, 0.85 of the answers; at 16 : 2 0.95 in place of 0.89.
+- Phrasing: six paraphrases beat twelve copies where both are asked in an unseen phrasing, +3.1 (2.1 to 4.1); nine beat nine by
+  +4.5. In the phrasing of the copies these answer, by 4.4 to 5.7.
+- Source: a tag in the prompt brings up what that source said: expert minus forum 4.0 to 4.6 where they conflict, 0.0 with tags
+  dealt out at random. Without a tag the reliable source is not believed at 6 : 6 (+0.3, -0.3 to 0.9, over tags at random); at
+  3 : 9 its share is above its count (+1.0, 0.4 to 1.7) and still the lesser.
 """
 
 import argparse
