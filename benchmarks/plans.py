@@ -14,6 +14,7 @@ from typing import Literal
 import tyro
 from rich.console import Console
 
+from jaxlm.data.storage import write_atomically
 from jaxlm.errors import JaxlmError
 from jaxlm.experiment import Experiment
 from jaxlm.experiment_file import load_experiment
@@ -21,7 +22,6 @@ from jaxlm.layout import MESH_AXES, MeshConfig
 from jaxlm.plan.compiled import compile_step
 from jaxlm.plan.estimate import estimate
 from jaxlm.plan.topology import Topology, parse_topology
-from jaxlm.run.directory import write_atomically
 
 ROOT = Path(__file__).parents[1]
 FILES = ("llama_1b", "llama_8b", "llama_70b", "switch_base", "mixtral_8x7b")

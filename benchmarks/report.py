@@ -2,13 +2,12 @@
 
     python benchmarks/report.py
 
-The sweep is invented (4 arms of mixtures of experts, 3 seeds, 2,000 steps, three probes at 20 checkpoints), its files are of
-the real formats. A headless Chromium opens the file at its curves. Printed are the medians over loads of the time until all
-controls answer, of that until the first figure is drawn, and of the processor's time of the page for both: the last does not
-depend on what else the machine does. Exit status 1 where the file has 8 MB or more, or the first or the last is 2 s or more.
+The sweep is invented (4 arms of mixtures of experts, 3 seeds, 2,000 steps, measures as of all twelve probes at 20 checkpoints),
+its files are of the real formats. A headless Chromium opens the file at its curves. Printed are the best over loads of the time
+until all controls answer, of that until the first figure is drawn, and of the processor's time of the page for both: what else
+the machine does makes them longer, and is not the page's. Exit status 1 where the file has 8 MB or more, or any is 2 s or more.
 """
 
-import statistics
 import sys
 import tempfile
 import time
@@ -34,7 +33,7 @@ def main(steps: int = 2000, checkpoints: int = 20, loads: int = 5) -> int:
         loads: How often the browser opens the file.
     """
     with tempfile.TemporaryDirectory() as home:
-        sweep = write_sweep(Path(home) / "runs", steps=steps, checkpoints=checkpoints, unfinished=False)
+        sweep = write_sweep(Path(home) / "runs", steps=steps, checkpoints=checkpoints, unfinished=False, every_probe=True)
         page = Path(home) / "report.html"
         began = time.monotonic()
         done = write_report([sweep], page)
@@ -45,12 +44,11 @@ def main(steps: int = 2000, checkpoints: int = 20, loads: int = 5) -> int:
         if CHROMIUM is None:
             print("no chromium on this machine (apt-get install chromium): time to interactive not measured")
             return 0 if good else 1
-        medians = [statistics.median(column) for column in zip(*opened(page, loads), strict=True)]
-        answers, drawn, processor = medians
+        answers, drawn, processor = (min(column) for column in zip(*opened(page, loads), strict=True))
         print(
             f"controls answer after {answers:.2f} s, the first figure is there after {drawn:.2f} s, processor {processor:.2f} s"
         )
-        return 0 if good and max(answers, processor) < MOST_SECONDS else 1
+        return 0 if good and max(answers, drawn, processor) < MOST_SECONDS else 1
 
 
 def opened(page: Path, loads: int) -> list[tuple[float, float, float]]:

@@ -14,6 +14,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -85,14 +86,22 @@ def make_runs(folder: Path, count: int) -> None:
         (run / "lock").touch()
 
 
-def listed(folder: Path) -> tuple[float, float]:
-    """Return the seconds of `jaxlm runs` in this process, all runs shown, and those a processor worked on it."""
+def listed(folder: Path, count: int) -> tuple[float, float]:
+    """Return the seconds of `jaxlm runs` in this process, all `count` runs shown, and those a processor worked on it."""
     began, worked = time.perf_counter(), time.process_time()
     with contextlib.redirect_stdout(io.StringIO()) as said:
         status = jaxlm(["runs", str(folder), "--limit", "0"])
     seconds = time.perf_counter() - began, time.process_time() - worked
-    assert status == 0 and said.getvalue().count("\n") > 1
+    check(said.getvalue(), count)
+    assert status == 0
     return seconds
+
+
+def check(said: str, count: int) -> None:
+    """Raise SystemExit where the table has not a line for each run: what is not read takes no time."""
+    shown = {line.split()[0] for line in said.splitlines() if re.match(r"\S+/\d{5} ", line)}
+    if len(shown) != count:
+        raise SystemExit(f"the table shows {len(shown):,} of {count:,} runs")
 
 
 def slope(seconds: dict[int, float]) -> float:
@@ -117,13 +126,14 @@ def main() -> int:
         for count in sorted(arguments.counts):
             make_runs(folder, count)
             if not cold:
-                listed(folder)  # the first reading in a process imports JAX
+                listed(folder, count)  # the first reading in a process imports JAX
             (folder / INDEX).unlink(missing_ok=True)
-            cold[count], _ = listed(folder)
-            warm[count], worked = min(listed(folder) for _ in range(5))
+            cold[count], _ = listed(folder, count)
+            warm[count], worked = min(listed(folder, count) for _ in range(5))
             command, began = [sys.executable, "-m", "jaxlm", "runs", str(folder), "--limit", "0"], time.perf_counter()
-            subprocess.run(command, check=True, capture_output=True)
+            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             whole, each = time.perf_counter() - began, 1000 * warm[count] / count
+            check(said, count)
             print(
                 f"{count:>6,} {cold[count]:>11.2f} {warm[count]:>12.3f} {worked:>12.3f} {each:>9.3f} {whole:>10.2f}", flush=True
             )

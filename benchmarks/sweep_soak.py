@@ -8,7 +8,7 @@ is training then gets SIGKILL, all within a moment, at a random point of what is
 peace. Then table.json, table.md and table.csv of both are compared byte for byte, and so is every validation loss. Models are
 tiny: the time goes into starting processes.
 
-Exit status 1 where anything differs.
+Exit status 1 where anything differs, or where a kill found no trial running, which would prove nothing.
 """
 
 import dataclasses
@@ -109,19 +109,25 @@ def losses(runs: Path) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
-def disturbed(file: Path, runs: Path, arguments: Arguments, rng: random.Random, rows: int) -> float:
-    """Run the sweep to its end with the kills on the way; return the seconds of the last start."""
+def disturbed(file: Path, runs: Path, arguments: Arguments, rng: random.Random, rows: int) -> tuple[float, int]:
+    """Run the sweep to its end with the kills on the way.
+
+    Returns the seconds of the last start, and how many kills found trials running.
+    """
+    hit = 0
     for kill in range(arguments.kills):
         done = steps_taken(runs)
         sweep, target = start(file, runs, arguments.parallel), done + rng.uniform(0.02, 0.6) * (rows - done)
         while sweep.poll() is None and steps_taken(runs) < target:
             time.sleep(0.02)
         time.sleep(rng.uniform(0, 3))  # between trials, too, and while processes start
-        print(f"kill {kill + 1}: after {steps_taken(runs)} of {rows} rows, with {kill_all(sweep)} trials running", flush=True)
+        running = kill_all(sweep)
+        hit += running > 0
+        print(f"kill {kill + 1}: after {steps_taken(runs)} of {rows} rows, with {running} trials running", flush=True)
     began = time.monotonic()
     if status := start(file, runs, arguments.parallel).wait():
         raise SystemExit(f"the last start of the killed sweep ended with exit status {status}")
-    return time.monotonic() - began
+    return time.monotonic() - began, hit
 
 
 def main(arguments: Arguments) -> int:
@@ -140,7 +146,7 @@ def main(arguments: Arguments) -> int:
             raise SystemExit(f"the sweep that was left in peace ended with exit status {status}")
         whole = time.monotonic() - began
         print(f"in peace: {whole:.0f} s", flush=True)
-        last = disturbed(file, folder / "killed", arguments, random.Random(seed), steps_taken(folder / "whole"))
+        last, hit = disturbed(file, folder / "killed", arguments, random.Random(seed), steps_taken(folder / "whole"))
         print(f"killed {arguments.kills} times: {time.monotonic() - began - whole:.0f} s, the last start {last:.0f} s of them")
         names = [f"table.{form}" for form in ("json", "md", "csv")]
         tables = [[(folder / kind / "soak" / name).read_bytes() for name in names] for kind in ("whole", "killed")]
@@ -148,7 +154,9 @@ def main(arguments: Arguments) -> int:
         same = tables[0] == tables[1] and curves[0] == curves[1] and len(curves[0]) == 12
         print(tables[0][1].decode())
         print(f"{len(curves[0])} runs, {sum(map(len, curves[0].values()))} validations: {'the same' if same else 'DIFFERENT'}")
-        return 0 if same else 1
+        if hit < arguments.kills:
+            print(f"{arguments.kills - hit} of {arguments.kills} kills found no trial running: take more --steps")
+        return 0 if same and hit == arguments.kills else 1
 
 
 if __name__ == "__main__":

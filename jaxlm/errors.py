@@ -20,6 +20,10 @@ class CheckpointError(JaxlmError):
     """A run directory or checkpoint that cannot be read, written or continued."""
 
 
+class DivergedError(JaxlmError):
+    """A training whose losses or gradients were not finite, or spiked, for too many steps in a row: it does so again."""
+
+
 class ProcessError(JaxlmError):
     """Processes of a run that do not find or hear one another: nothing to mend, starting all of them again may help."""
 

@@ -10,8 +10,8 @@ ROOT = Path(__file__).parents[1]
 # Each room may import from those before it and from itself.
 ORDER = [
     {"errors"}, {"config"}, {"layout", "hardware"}, {"param"}, {"ops", "data"}, {"model"}, {"interop"}, {"objective", "decode"},
-    {"train", "eval"}, {"experiment"}, {"experiment_file"}, {"run"}, {"analysis"}, {"plan"}, {"launch"}, {"sweep"}, {"report"}, {"commands"}, {"cli"},
-    {"__main__"},
+    {"train", "eval"}, {"experiment"}, {"experiment_file"}, {"run"}, {"analysis"}, {"plan"}, {"launch"}, {"sweep"}, {"report"},
+    {"commands"}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 DATA_MAY = {"errors", "config", "layout", "data"}
 OPS_MAY = {"ops"}

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
 
 
 def sweep(
-    file: Positional[Annotated[Path, arg(metavar="SWEEP.py", help="A file that defines sweep(); SWEEP.py:NAME calls NAME().")]],
+    file: Positional[
+        Annotated[
+            Path,
+            arg(
+                metavar="SWEEP.py",
+                help="A file that defines sweep(); SWEEP.py:NAME calls NAME(). With --status also a sweep's folder.",
+            ),
+        ]
+    ],
     target: Annotated[Target, Fields],
     on: Annotated[
         Literal["local", "slurm", "tpu-vm", "gke", "xpk"], arg(help="Where; `--on slurm --help` lists that target's options.")
@@ -26,20 +34,27 @@ def sweep(
     max_parallel: Annotated[int, arg(help="Trials at a time on this machine; its cores and GPUs are shared out evenly.")] = 1,
     only: Annotated[str, arg(metavar="ARM", help="Train this arm alone; the table is of all.")] = "",
     metrics: Annotated[tuple[str, ...], arg(help="Fields of a run's last validation to compare.")] = ("loss",),
+    name: Annotated[str, arg(help="What the sweep and its folder are called; by default as its file.")] = "",
+    retry: Annotated[bool, arg(help="Train those again that diverged, from their last checkpoints.")] = False,
     any_code: Annotated[bool, arg(help="Count runs that another version of the code has finished.")] = False,
     dry_run: Annotated[bool, arg(help="Show what would be run, and touch nothing.")] = False,
 ) -> None:
     """Train every trial of a sweep that is not finished yet, and compare its arms with the control, seed by seed."""
     if max_parallel < 1:
         raise ConfigError(f"--max-parallel {max_parallel} must be 1 or more")
+    if sum((list_, status, dry_run)) > 1:
+        raise ConfigError("--list, --status and --dry-run each show something else, and train nothing: give one of them")
+    if retry and (list_ or status):
+        raise ConfigError("--retry trains: leave it out with --list and --status")
     if on != "local" and max_parallel != 1:
         raise ConfigError(f"--max-parallel is for this machine: --on {on} submits every trial, and its scheduler decides")
-    from jaxlm.sweep import start
+    from jaxlm.sweep import overview, start
+    from jaxlm.sweep.asked import Asked
 
-    asked = start.Asked(runs, max_parallel, only, any_code, metrics)
+    asked = Asked(runs, max_parallel, only, any_code, metrics, name, retry)
     if list_:
-        start.list_trials(file, asked)
+        overview.list_trials(file, asked)
     elif status:
-        start.show_status(file, asked)
+        overview.show_status(file, asked)
     elif code := start.run_sweep(file, target, asked, dry_run=dry_run):
         raise SystemExit(code)

@@ -1,12 +1,17 @@
 """Commands that show a run while it goes on, and what its model makes of every token."""
 
+from __future__ import annotations  # configurations are resolved when a command that takes them is parsed
+
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
 from jaxlm.commands.arguments import RunFolder, Step
 from jaxlm.commands.start import start_jax
+
+if TYPE_CHECKING:
+    from jaxlm.model.extension import Extension
 
 
 def watch(
@@ -29,19 +34,26 @@ def tokens(
     against_step: Annotated[int | None, arg(help="Step of its checkpoint; the newest by default.")] = None,
     text: Annotated[tuple[str, ...], arg(help="Texts to read.")] = (),
     file: Annotated[Path | None, arg(metavar="FILE", help="A text file to read, UTF-8.")] = None,
-    rows: Annotated[int, arg(help="Rows of the run's validation split to read; 1 where no text is named.")] = 0,
+    source: Annotated[
+        tuple[str, ...], arg(help="What rows are of, for example text:book.txt; the run's validation split by default.")
+    ] = (),
+    rows: Annotated[int, arg(help="Rows of it to read; 1 where no text is named.")] = 0,
     first: Annotated[int, arg(help="The first of these rows.")] = 0,
     top: Annotated[int, arg(help="How many of the likeliest tokens to tell.")] = 5,
     limit: Annotated[int, arg(help="Tokens of texts to read at most.")] = 4096,
     experts: Annotated[bool, arg(help="Of a mixture: tell which experts each token visited.")] = False,
     json: Annotated[bool, arg(help="Print all numbers as one JSON object.")] = False,
     out: Annotated[Path | None, arg(metavar="FILE.html", help="Write a page that needs no network.")] = None,
+    extend_both: Annotated[bool, arg(help="Read the run of --against, too, as --extend has it.")] = False,
+    *,
+    extend: Extension,
 ) -> None:
     """Show the log-probability, rank and alternatives of every token of a text, or how two models differ on it."""
     start_jax(1)
     from jaxlm.report.tokens import Wanted, view_tokens
 
     wanted = Wanted(
-        texts=text, file=file, rows=rows, first=first, top=top, limit=limit, experts=experts, json=json, out=out
+        texts=text, file=file, sources=source, rows=rows, first=first, top=top, limit=limit, experts=experts, json=json,
+        out=out, extension=extend, extend_both=extend_both,
     )  # fmt: skip
     view_tokens(run, wanted, step, against, against_step)

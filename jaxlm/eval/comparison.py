@@ -13,6 +13,8 @@ import numpy as np
 ENOUGH = 8
 """Seeds from which on the bootstrap is used: with fewer, its intervals miss the truth more often than Student's."""
 DRAWS = 10_000
+ROUNDING = 1e-12
+"""A spread this small beside the values is of their last digits: it says nothing of what other seeds would give."""
 
 
 class Effect(NamedTuple):
@@ -26,8 +28,8 @@ class Effect(NamedTuple):
 
     It rests on the spread of these differences: of three seeds, that is a guess of its size."""
     seeds: int
-    method: Literal["bootstrap", "t", "single"]
-    """How the interval was made: the studentized bootstrap, Student's t, or not at all."""
+    method: Literal["bootstrap", "t", "single", "none"]
+    """How the interval was made: the studentized bootstrap, Student's t, or not at all: of one value, or for want of spread."""
     p: float = math.nan
     """Of no difference; below 0.05 where the interval leaves 0 out."""
 
@@ -35,14 +37,17 @@ class Effect(NamedTuple):
 def paired(arm: Mapping[int, float], control: Mapping[int, float], *, draws: int = DRAWS) -> Effect | None:
     """Return how much greater the arm's values are than the control's of the same seed; None where no seed is in both.
 
-    One value that is not finite makes all of it nan: to leave the seed of a run that diverged out would be to choose.
+    One value that is not finite makes all of it nan: to leave the seed of a run that diverged out would be to choose. Where
+    the differences are the same to the last digits there is no interval; p is 1 where all of them are 0.
     """
     common = sorted(arm.keys() & control.keys())
     if not common:
         return None
-    differences = [arm[seed] - control[seed] for seed in common]
-    effect = summary(differences, draws=draws)
-    if effect.method == "single":
+    differences = np.array([arm[seed] - control[seed] for seed in common])
+    effect = _effect(differences, max(max(abs(arm[seed]), abs(control[seed])) for seed in common), draws)
+    if effect.method == "none" and not differences.any():
+        return effect._replace(p=1.0)
+    if effect.method in ("single", "none"):
         return effect
     return effect._replace(detectable=detectable(float(np.std(differences, ddof=1)), effect.seeds, method=effect.method))
 
@@ -51,31 +56,41 @@ def summary(values: Iterable[float], *, draws: int = DRAWS) -> Effect:
     """Return the mean of one arm's values and its interval over seeds; raises ValueError where there are none.
 
     From 8 seeds on the interval is of the studentized bootstrap (Efron 1982; Hesterberg 2015, arXiv:1411.5279, section 5.5),
-    which follows a skewed distribution; for fewer, or where most values are the same, it is Student's t (1908).
+    which follows a skewed distribution; for fewer, or where most values are the same, it is Student's t (1908). Where all are
+    the same there is none.
     """
     found = np.fromiter(values, np.float64)
-    n = len(found)
-    if not n:
+    if not len(found):
         raise ValueError("a summary needs a value")
-    mean = float(found.mean())
-    if n == 1 or not np.isfinite(found).all():
-        return Effect(mean if np.isfinite(found).all() else math.nan, math.nan, math.nan, math.nan, n, "single")
+    return _effect(found, float(np.abs(found).max()), draws)
+
+
+def _effect(found: np.ndarray, scale: float, draws: int) -> Effect:
+    """Return the mean of values [seeds] and its interval; `scale` is the greatest of the numbers that they were made of."""
+    n, mean = len(found), float(found.mean())
+    if not np.isfinite(found).all():
+        return Effect(math.nan, math.nan, math.nan, math.nan, n, "single")
+    if n == 1:
+        return Effect(mean, math.nan, math.nan, math.nan, n, "single")
     spread = float(found.std(ddof=1))
+    if spread <= ROUNDING * scale:
+        return Effect(mean, math.nan, math.nan, math.nan, n, "none")
     error = spread / math.sqrt(n)
-    if not error:
-        return Effect(mean, mean, mean, math.nan, n, "t", 1.0 if mean == 0 else 0.0)
     ratios = _ratios(found, draws) if n >= ENOUGH else np.empty(0)
     if len(ratios):
         below, above = np.percentile(ratios, [2.5, 97.5])
-        tail = min(np.mean(ratios >= mean / error), np.mean(ratios <= mean / error))
-        return Effect(
-            mean, mean - float(above) * error, mean - float(below) * error, math.nan, n, "bootstrap", min(1.0, 2 * float(tail))
-        )
+        p = 2 * _share(min(np.sum(ratios >= mean / error), np.sum(ratios <= mean / error)), len(ratios))
+        return Effect(mean, mean - float(above) * error, mean - float(below) * error, math.nan, n, "bootstrap", min(1.0, p))
     from scipy import special  # of scipy.stats only this is needed, and it is many times as fast to import
 
     half = float(special.stdtrit(n - 1, 0.975)) * error
     p = 2 * float(special.stdtr(n - 1, -abs(mean) / error))
     return Effect(mean, mean - half, mean + half, math.nan, n, "t", p)
+
+
+def _share(count: float, draws: int) -> float:
+    """Return the share of resamples as extreme, the sample itself being one of them (Davison and Hinkley 1997, section 4.2)."""
+    return (float(count) + 1) / (draws + 1)
 
 
 def _ratios(values: np.ndarray, draws: int) -> np.ndarray:
@@ -88,7 +103,7 @@ def _ratios(values: np.ndarray, draws: int) -> np.ndarray:
     return (means[varied] - values.mean()) / (spreads[varied] / math.sqrt(len(values)))
 
 
-def detectable(spread: float, seeds: int, power: float = 0.8, method: Literal["bootstrap", "t", "single"] = "t") -> float:
+def detectable(spread: float, seeds: int, power: float = 0.8, method: str = "t") -> float:
     """Return the smallest true difference that a two-sided test at 5 % of `seeds` differences finds with this power.
 
     `spread` is the differences' standard deviation; Student's ratio follows the noncentral t distribution (Cohen 1988, chapter
@@ -125,6 +140,9 @@ def describe(effect: Effect, digits: int = 4) -> str:
         return f"not finite, {seeds}"
     if effect.method == "single":
         return f"{effect.mean:.{digits}f}, {seeds}: no interval"
+    if effect.method == "none":
+        alike = "no difference in any" if effect.p == 1 else "no spread to judge by"
+        return f"{effect.mean:.{digits}f}, {seeds}: {alike}"
     found = f", detectable {effect.detectable:.{digits}f}" if math.isfinite(effect.detectable) else ""
     return f"{effect.mean:.{digits}f} ({effect.low:.{digits}f} to {effect.high:.{digits}f}){found}, {seeds}"
 
@@ -141,8 +159,9 @@ def bootstrap_items(values: np.ndarray, draws: int = DRAWS) -> Effect:
     n = len(items)
     if not n:
         raise ValueError("a bootstrap needs items")
-    if n == 1 or not np.isfinite(items).all():
-        return Effect(float(items.mean()), math.nan, math.nan, math.nan, len(table), "single")
+    mean = float(items.mean()) if np.isfinite(items).all() else math.nan
+    if n == 1 or math.isnan(mean):
+        return Effect(mean, math.nan, math.nan, math.nan, len(table), "single")
     from scipy import special
 
     generator, means = np.random.default_rng(0), []
@@ -151,5 +170,7 @@ def bootstrap_items(values: np.ndarray, draws: int = DRAWS) -> Effect:
     tail = special.ndtr(-math.sqrt(n / (n - 1)) * special.stdtrit(n - 1, 0.975))
     drawn = np.concatenate(means)
     low, high = np.percentile(drawn, [100 * tail, 100 * (1 - tail)])
-    p = 2 * float(min(np.mean(drawn >= 0), np.mean(drawn <= 0)))
-    return Effect(float(items.mean()), float(low), float(high), math.nan, len(table), "bootstrap", min(1.0, p))
+    # The level at which the interval, widened alike, would end at 0.
+    beyond = special.ndtri(min(_share(min(np.sum(drawn >= 0), np.sum(drawn <= 0)), draws), 0.5))
+    p = 2 * float(special.stdtr(n - 1, math.sqrt((n - 1) / n) * beyond))
+    return Effect(mean, float(low), float(high), math.nan, len(table), "bootstrap", min(1.0, p))

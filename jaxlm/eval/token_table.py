@@ -29,7 +29,7 @@ class TokenTable(NamedTuple):
     entropy: Any
     """Of the distribution that each target is drawn from, float32, nats."""
     ranks: Any
-    """One more than the number of tokens that are likelier than the target, int32."""
+    """One more than the number of tokens that are likelier than the target, int32; 0 where that has no probability."""
     top_ids: Any
     """The likeliest tokens in falling order, int32 [R, L, top]."""
     top_log_probs: Any
@@ -93,8 +93,10 @@ def _ranked(x_BLD: Array, head_VD: Array, targets_BL: Array, softcap: float, top
         logits = jnp.einsum("d,vd->v", x, head_VD, preferred_element_type=jnp.float32)
         logits = softcap * jnp.tanh(logits / softcap) if softcap else logits
         best, ids = jax.lax.top_k(logits, top)
+        total = jax.nn.logsumexp(logits)
         # A target that shares its probability with others has the best of their ranks.
-        return 1 + jnp.sum(logits > logits[target], dtype=jnp.int32), ids, best - jax.nn.logsumexp(logits)
+        rank = 1 + jnp.sum(logits > logits[target], dtype=jnp.int32)
+        return jnp.where(jnp.isfinite(logits[target] - total), rank, 0), ids, best - total
 
     tokens = x_BLD.reshape(-1, x_BLD.shape[-1]), targets_BL.reshape(-1)
     at_once = max(1, min(len(tokens[1]), CHUNK_LOGITS // head_VD.shape[0]))

@@ -10,14 +10,15 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import UseAppendAction, arg
 
 from jaxlm.config import to_dict
+from jaxlm.data.storage import write_atomically
 from jaxlm.errors import ConfigError, LaunchError
 from jaxlm.experiment import Experiment
-from jaxlm.run.directory import CONFIG, write_atomically
+from jaxlm.run.directory import CONFIG
 
 FOLDER, RECORD = "launch", "job.json"
 SECRET = re.compile(
@@ -25,6 +26,9 @@ SECRET = re.compile(
 )
 # What of jaxlm's own environment a user may set.
 TUNABLE = ("JAXLM_CACHE", "JAXLM_JOIN_TIMEOUT", "JAXLM_HEARTBEAT_TIMEOUT")
+
+Stage = Literal["live", "done", "ended"]
+"""What a job's state means for another job of the same run: it is queued or runs, its training is complete, or neither."""
 
 Several = UseAppendAction[tuple[str, ...]]  # --option A --option B
 Env = Annotated[

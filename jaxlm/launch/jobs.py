@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxlm.errors import CheckpointError, ConfigError, LaunchError
-from jaxlm.launch.job import FOLDER, RECORD, Job, read_job
+from jaxlm.launch.job import FOLDER, RECORD, Job, Stage, read_job
 from jaxlm.launch.start import TARGETS, options_of
 from jaxlm.run.directory import CHECKPOINTS, load_config
 
@@ -57,6 +57,11 @@ def _progress(run_dir: Path) -> str:
 def state_of(job: Job) -> str:
     """Return the state of a job as its scheduler tells it now; LaunchError where it cannot be asked."""
     return TARGETS[job.target][1].state(options_of(job), job) if job.target in TARGETS else "of an unknown target"
+
+
+def stage_of(job: Job, state: str) -> Stage:
+    """Return what a job's state, as its scheduler told it, means for another job of the run."""
+    return TARGETS[job.target][1].stage(state) if job.target in TARGETS and state else "ended"
 
 
 def tail_job(run_dir: Path) -> None:

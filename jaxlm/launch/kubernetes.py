@@ -9,7 +9,20 @@ from typing import Annotated, Any
 from jaxlm.config import Range, config
 from jaxlm.errors import ConfigError, LaunchError
 from jaxlm.experiment import Experiment
-from jaxlm.launch.job import Env, Job, Rendered, Several, Task, Template, call, check_environment, config_file, need, template
+from jaxlm.launch.job import (
+    Env,
+    Job,
+    Rendered,
+    Several,
+    Stage,
+    Task,
+    Template,
+    call,
+    check_environment,
+    config_file,
+    need,
+    template,
+)
 
 MANIFEST, SCRIPT, PORT = "jobset.yaml", "pod.sh", 8482
 EXCLUSIVE = "alpha.jobset.sigs.k8s.io/exclusive-topology"
@@ -207,6 +220,11 @@ def jobset_state(kubectl: list[str], name: str) -> str:
     counts = {word: sum(job.get(word, 0) for job in jobs) for word in ("ready", "active", "failed")}
     shown = ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "no pods yet"
     return f"{'RUNNING' if counts['ready'] else 'PENDING'} ({shown}, {status.get('restarts', 0)} restarts)"
+
+
+def stage(state: str) -> Stage:
+    """Return what a JobSet's state means for another job of the run."""
+    return "done" if state == "Completed" else "live" if state.startswith(("RUNNING", "PENDING")) else "ended"
 
 
 def jobset_logs(kubectl: list[str], name: str, container: str) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Annotated
 from jaxlm.config import Range, config
 from jaxlm.errors import ConfigError, LaunchError
 from jaxlm.experiment import Experiment
-from jaxlm.launch.job import CONFIG, FOLDER, Env, Job, Rendered, Task, check_environment, config_file
+from jaxlm.launch.job import CONFIG, FOLDER, Env, Job, Rendered, Stage, Task, check_environment, config_file
 from jaxlm.launch.supervise import Processes
 
 LOCK = "lock"
@@ -163,6 +163,11 @@ def state(options: Local, job: Job) -> str:
     if _alive(job):
         return "RUNNING"
     return job.ended or "ended with its launcher: this machine or the launcher was stopped"
+
+
+def stage(state: str) -> Stage:
+    """Return what a state means for another job of the run, whose directory says itself whether it is finished."""
+    return "live" if state == "RUNNING" else "ended"
 
 
 def tail(options: Local, job: Job) -> list[str]:

@@ -9,7 +9,20 @@ from typing import Annotated
 from jaxlm.config import Range, config
 from jaxlm.errors import ConfigError, LaunchError
 from jaxlm.experiment import Experiment
-from jaxlm.launch.job import FOLDER, Env, Job, Rendered, Task, call, check_environment, config_file, need, new_job, template
+from jaxlm.launch.job import (
+    FOLDER,
+    Env,
+    Job,
+    Rendered,
+    Stage,
+    Task,
+    call,
+    check_environment,
+    config_file,
+    need,
+    new_job,
+    template,
+)
 
 SCRIPT = "slurm.sh"
 INSTALL = "run this on a login node of the cluster, or install Slurm's client commands (slurm-client)"
@@ -173,6 +186,17 @@ def state(options: Slurm, job: Job) -> str:
     if faults and all("nvalid job id" not in fault and "accounting storage is disabled" not in fault for fault in faults):
         raise LaunchError(faults[0])
     return "gone: Slurm no longer knows the job"
+
+
+# Those of `squeue`'s job states after which a job does nothing more; of any other it may.
+_ENDED = ("BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED",
+          "RECONFIG_FAIL", "REVOKED", "TIMEOUT", "gone:")  # fmt: skip
+
+
+def stage(state: str) -> Stage:
+    """Return what a state that Slurm gave means for another job of the run."""
+    word = state.split()[0].rstrip("+")
+    return "done" if word == "COMPLETED" else "ended" if word in _ENDED else "live"
 
 
 def tail(options: Slurm, job: Job) -> list[str]:

@@ -8,11 +8,12 @@ from typing import Any
 
 from rich.console import Console
 
+from jaxlm.data.storage import write_atomically
 from jaxlm.errors import ConfigError, JaxlmError, LaunchError, suggest
 from jaxlm.experiment import Experiment, changed_fields, check_devices
 from jaxlm.launch import kubernetes, local, slurm, tpu_vm, xpk
 from jaxlm.launch.job import FOLDER, RECORD, Rendered, Task, new_job, read_job, show_command
-from jaxlm.run.directory import CHECKPOINTS, CONFIG, METRICS, load_config, write_atomically
+from jaxlm.run.directory import CHECKPOINTS, CONFIG, METRICS, load_config
 
 # What a target can be asked, by its options and its module.
 TARGETS = {
@@ -27,7 +28,7 @@ TARGETS = {
 def target_of(arguments: Sequence[str]) -> type:
     """Return the class of options of the target that a command line names with --on, or raise ConfigError."""
     name = "local"
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in zip(arguments, [*arguments, ""][1:], strict=True):
         if word == "--on":
             name = following
         elif word.startswith("--on="):
@@ -117,7 +118,7 @@ def _refuse_second(task: Task) -> None:
         raise LaunchError(
             f"whether job {job.id} of {task.run_dir} still runs cannot be told, and two would be one too many: {fault}"
         ) from fault
-    if state.split()[0] in ("RUNNING", "PENDING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED"):
+    if state and module.stage(state) == "live":
         raise LaunchError(
             f"{task.run_dir} has a job already: {job.target} {job.id} is {state}. Wait for it, or stop it with "
             f"`jaxlm jobs cancel {task.run_dir}`"

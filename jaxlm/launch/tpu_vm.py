@@ -10,7 +10,7 @@ from jaxlm.config import Range, config
 from jaxlm.errors import ConfigError, LaunchError
 from jaxlm.experiment import Experiment
 from jaxlm.hardware import chip
-from jaxlm.launch.job import FOLDER, Env, Job, Rendered, Task, call, check_environment, config_file, need, template
+from jaxlm.launch.job import FOLDER, Env, Job, Rendered, Stage, Task, call, check_environment, config_file, need, template
 
 SCRIPT, WORKER, SETTINGS, CANCELLED = "tpu_vm.sh", "tpu_worker.sh", "tpu_vm.env", "cancelled"
 INSTALL = "install the Google Cloud CLI (https://cloud.google.com/sdk/docs/install) and log in with `gcloud auth login`"
@@ -129,6 +129,18 @@ def state(options: TpuVm, job: Job) -> str:
     if slice_state != "ACTIVE":
         return slice_state
     return f"ACTIVE, {call(_ssh(options, job, f'bash jaxlm-{job.name}/{WORKER} state'), timeout=60).strip()}"
+
+
+# Of a queued resource that has its slice, or will have it; SUSPENDED is one that has lost it.
+_COMING = ("ACCEPTED", "CREATING", "PROVISIONING", "WAITING_FOR_RESOURCES")
+
+
+def stage(state: str) -> Stage:
+    """Return what the state of a slice, and of training on it, means for another job of the run."""
+    slice_state, _, training = state.partition(", ")
+    if slice_state == "ACTIVE":
+        return {"running": "live", "complete": "done"}.get(training, "ended")
+    return "live" if slice_state in _COMING else "ended"
 
 
 def _ssh(options: TpuVm, job: Job, command: str) -> list[str]:

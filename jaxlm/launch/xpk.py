@@ -7,8 +7,9 @@ from typing import Annotated
 from jaxlm.config import Range, config
 from jaxlm.errors import ConfigError
 from jaxlm.experiment import Experiment
-from jaxlm.launch.job import Env, Job, Rendered, Several, Task, call, check_environment, config_file, need, template
+from jaxlm.launch.job import Env, Job, Rendered, Several, Stage, Task, call, check_environment, config_file, need, template
 from jaxlm.launch.kubernetes import SCRIPT, jobset_logs, jobset_state
+from jaxlm.launch.kubernetes import stage as jobset_stage
 from jaxlm.launch.tpu_vm import device_count
 
 INSTALL = "install it with `pip install xpk` (https://github.com/AI-Hypercomputer/xpk), and kubectl and gcloud beside it"
@@ -93,6 +94,11 @@ def check(options: Xpk) -> None:
 def state(options: Xpk, job: Job) -> str:
     """Return the state of the workload's JobSet, in the cluster that kubectl now points to (xpk sets it)."""
     return jobset_state(["kubectl"], job.name)
+
+
+def stage(state: str) -> Stage:
+    """Return what the state of the workload's JobSet means for another job of the run."""
+    return jobset_stage(state)
 
 
 def tail(options: Xpk, job: Job) -> list[str]:

@@ -28,6 +28,7 @@ from jaxlm import param
 from jaxlm.config import from_dict
 from jaxlm.data.packing import Batch
 from jaxlm.data.pairs import PairBatch
+from jaxlm.data.storage import write_atomically
 from jaxlm.errors import JaxlmError
 from jaxlm.experiment import Experiment, check_devices
 from jaxlm.layout import make_mesh
@@ -36,7 +37,6 @@ from jaxlm.model.config import ModelConfig
 from jaxlm.plan.memory import out_of_memory, peak_buffers
 from jaxlm.plan.topology import Topology, parse_topology
 from jaxlm.plan.wires import place
-from jaxlm.run.directory import write_atomically
 from jaxlm.run.programs import make_step
 from jaxlm.run.setup import spec_of
 from jaxlm.train.optimizer import make_optimizer

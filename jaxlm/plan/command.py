@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from jaxlm.config import difference, to_dict
+from jaxlm.data.storage import write_atomically
 from jaxlm.errors import PlanError
 from jaxlm.experiment import Experiment, settle_mesh
 from jaxlm.layout import MESH_AXES, MeshConfig
@@ -19,7 +20,6 @@ from jaxlm.plan.report import as_json, show
 from jaxlm.plan.search import Limits, line, table
 from jaxlm.plan.search import search as run_search
 from jaxlm.plan.topology import Topology, parse_topology
-from jaxlm.run.directory import write_atomically
 
 
 def plan(experiment: Experiment, topology_name: str, slices: int, stage: Stage, output: Path | None) -> None:

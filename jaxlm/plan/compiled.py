@@ -22,13 +22,12 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 import jaxlm
 from jaxlm import errors
 from jaxlm.config import to_dict
-from jaxlm.data.storage import cache_folder
+from jaxlm.data.storage import cache_folder, write_atomically
 from jaxlm.errors import PlanError
 from jaxlm.experiment import Experiment
 from jaxlm.plan import gpu
 from jaxlm.plan.costs import ProgramCosts, program_costs
 from jaxlm.plan.topology import Topology
-from jaxlm.run.directory import write_atomically
 
 Stage = Literal["schedule", "code"]
 # The compiler takes these for its own machine, of which there is none; any valid values let it start.

@@ -4,13 +4,15 @@ import functools
 import importlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from jaxlm.data.storage import write_atomically
 from jaxlm.errors import JaxlmError
-from jaxlm.report.gather import Material, gather
+from jaxlm.report.gather import gather
+from jaxlm.report.material import Material
 from jaxlm.report.page import content
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -18,7 +20,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 def write_report(
     paths: Sequence[Path], out: Path, *, title: str = "", max_points: int = 500, metrics: Sequence[str] = ("loss",),
-    control: str = "", written: str | None = None,
+    control: str = "", arms_by: Sequence[str] = (), written: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the report of runs, sweeps, or folders of runs, whole or not at all, and return what went into it.
 
@@ -31,8 +33,7 @@ def write_report(
     jinja2, plotly = _libraries()
     if out.is_dir():
         raise JaxlmError(f"{out} is a folder: name a file in it, --out {out / 'report.html'}")
-    material = gather(paths, control)
-    page = content(material, max_points, metrics)
+    material, page = _made(gather(paths, control, arms_by), max_points, metrics)
     page["title"] = title or _title(material)
     page["written"] = written or datetime.now(UTC).isoformat(timespec="seconds")
     text = _render(jinja2, page, plotly())
@@ -42,6 +43,26 @@ def write_report(
     except OSError as fault:
         raise JaxlmError(f"cannot write {out}: {fault.strerror}. Name another file with --out") from fault
     return {"bytes": len(text.encode()), "runs": len(material.runs), "unread": material.unread, "verdicts": page["verdicts"]}
+
+
+def _made(material: Material, max_points: int, metrics: Sequence[str]) -> tuple[Material, dict[str, Any]]:
+    """Return the page's content; runs whose files hold what nobody foresaw are left out and listed, and stop no report."""
+    try:
+        return material, content(material, max_points, metrics)
+    except JaxlmError:
+        raise
+    except Exception:
+        fit, unread = [], list(material.unread)
+        for run in material.runs:
+            try:
+                content(replace(material, runs=(replace(run, place=0),)), max_points, ())
+                fit.append(replace(run, place=len(fit)))
+            except Exception as fault:  # whatever lies there
+                unread.append((run.path, "broken", f"cannot be reported: {type(fault).__name__}: {fault}"))
+        if not fit or len(fit) == len(material.runs):  # the fault is of no run's own
+            raise
+        material = replace(material, runs=tuple(fit), unread=tuple(unread))
+        return material, content(material, max_points, metrics)
 
 
 def _libraries() -> tuple[Any, Any]:

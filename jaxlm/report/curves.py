@@ -1,15 +1,13 @@
-"""Metrics of many runs as curves that a page can draw: along one axis of steps, thinned honestly, smoothed where noisy."""
+"""Metrics of many runs as curves that a page can draw, each also less that of the control."""
 
-import itertools
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
-import numpy as np
+from jaxlm.report.lines import Points, joined
+from jaxlm.report.material import Material, Run
+from jaxlm.report.naming import keys
+from jaxlm.sweep.arms import plain_number
 
-from jaxlm.report.gather import Material, Run
-
-DIGITS = 6
 # Noisy in training: drawn as running means, on request as they were.
 NOISY = (
     "loss", "bits_per_byte", "gradient_norm", "accuracy", "perplexity", "tokens_per_second", "step_seconds", "mfu",
@@ -19,7 +17,9 @@ NOISY = (
 HEADLINES = ("loss", "learning_rate", "gradient_norm")
 MOST_NUMBERS, FEWEST_POINTS = 100_000, 24  # of all other metrics together; of any one of them
 # What tells nothing as a curve.
-LEFT_OUT = ("step", "start", "goodput", "tokens", "bytes", "documents", "pairs")
+LEFT_OUT = (
+    "step", "start", "goodput", "tokens", "real_tokens", "bytes", "documents", "pairs", "skipped", "skipped_in_a_row",
+)  # fmt: skip
 ROUTERS = (
     ("router_load_cv", "spread of loads (CV)"),
     ("router_dropped", "share dropped"),
@@ -35,47 +35,58 @@ LABELS = {
 } | dict(ROUTERS)  # fmt: skip
 
 
-def number(value: float | None, digits: int = DIGITS) -> float | None:
-    """Return a number as it is drawn and exported, with so many significant digits; None for what is not finite."""
-    if value is None or not math.isfinite(value):
-        return None
-    short = float(f"{value:.{digits}g}")
-    return int(short) if short.is_integer() and abs(short) < 1e15 else short
+Layers = Mapping[int, list[int] | None]
+"""place of a run -> the layers that the values of a list are of; None where that is not known."""
 
 
 def metrics_of(material: Material, max_points: int) -> dict[str, dict[str, Any]]:
     """Return every numeric metric by "split/name", of routers by "split/name/layer" and, over all layers, "split/name".
 
-    A metric: {"label", "split", "rows" (most of one run), "arms": [{"arm", "steps", "seeds": [{"run", "y", "smooth"?}]}]}.
+    A metric is as `drawn` returns it, with "split".
     """
     names = _names(material)
     others = _most(names, material, max_points)
     found = {}
-    for split, name, layers in names:
+    for (split, name), layers in names.items():
         most, label = max_points if name in HEADLINES else others, LABELS.get(name, name)
-        read = _mean(name) if layers else _scalar(name)
-        overall = f"{label}, mean of layers" if len(layers) > 1 else label
-        found[f"{split}/{name}"] = _metric(material, split, name, overall, most, read)
-        for place, layer in enumerate(layers if len(layers) > 1 else ()):
-            made = _metric(material, split, name, f"{label}, layer {layer}", others // 2, _at(name, place), plain=True)
+        numbers = sorted({layer for known in layers.values() for layer in known or ()})
+        overall = f"{label}, mean of layers" if len(numbers) > 1 else label
+        smooth = split == "train" and name in NOISY
+        values = [_points(run, split, name) for run in material.runs]
+        found[f"{split}/{name}"] = drawn(material, values, _said(overall, split), most, smooth) | {"split": split}
+        for layer in numbers if len(numbers) > 1 else ():
+            values = [_points(run, split, name, layer, layers.get(run.place)) for run in material.runs]
+            made = drawn(material, values, _said(f"{label}, layer {layer}", split), others // 2) | {"split": split}
             found[f"{split}/{name}/{layer}"] = made
     return {name: metric for name, metric in found.items() if metric["arms"] and not _only_zeros(metric)}
 
 
-def _names(material: Material) -> list[tuple[str, str, list[int]]]:
-    """Return (split, name, numbers of the layers where it has one value for each) of all numeric metrics, in order."""
-    names: dict[tuple[str, str], bool] = {}
+def _said(label: str, split: str) -> str:
+    return f"{label} ({split})" if split == "validation" else label
+
+
+def _names(material: Material) -> dict[tuple[str, str], Layers]:
+    """Return (split, name) of all numeric metrics, in order, with the layers of those that have one value for each."""
+    names: dict[tuple[str, str], dict[int, list[int] | None]] = {}
     for run in material.runs:
-        for row in run.rows:
-            if row["split"] in ("train", "validation"):
-                names |= {(row["split"], name): type(v) is list for name, v in row.items() if _is_metric(name, v)}
-    return [(split, name, _layers(material, name) if many else []) for (split, name), many in sorted(names.items())]
+        for split, rows in run.by_split.items():
+            for row in rows:
+                for name, value in row.items():
+                    if _is_metric(name, value):
+                        layers = names.setdefault((split, name), {})
+                        if isinstance(value, list) and run.place not in layers:
+                            layers[run.place] = run.layers(len(value))
+    return dict(sorted(names.items()))
 
 
-def _most(names: Iterable[tuple[str, str, list[int]]], material: Material, max_points: int) -> int:
+def _most(names: Mapping[tuple[str, str], Layers], material: Material, max_points: int) -> int:
     """Return how many points a curve gets that is no headline, so that a page can hold all of them."""
-    weight = sum(2 + len(layers) / 2 for split, name, layers in names if split == "train" and name not in HEADLINES)
-    fits = int(MOST_NUMBERS / max(1.0, weight * len(material.runs)))
+    weight = 0.0
+    for (split, name), layers in names.items():
+        if split == "train" and name not in HEADLINES:
+            weight += 2 + len({layer for known in layers.values() for layer in known or ()}) / 2
+    twice = 2 if len(material.arms) > 1 else 1  # differences from the control
+    fits = int(MOST_NUMBERS / max(1.0, twice * weight * len(material.runs)))
     return max(FEWEST_POINTS, min(max_points // 2, fits))
 
 
@@ -91,66 +102,69 @@ def _only_zeros(metric: dict[str, Any]) -> bool:
     return not any(y for arm in metric["arms"] for seed in arm["seeds"] for y in seed["y"])
 
 
-def _layers(material: Material, name: str) -> list[int]:
-    """Return the numbers of the mixture layers, of the run that has the most."""
-    best: list[int] = []
-    for run in material.runs:
-        most = max((len(row[name]) for row in run.rows if isinstance(row.get(name), list)), default=0)
-        if most > len(best):
-            layers = list(run.experiment.model.moe_layers) if run.experiment else []
-            best = layers if len(layers) == most else list(range(most))
-    return best
+def _points(run: Run, split: str, name: str, layer: int | None = None, layers: Sequence[int] | None = None) -> Points:
+    """Return the state's step -> value, the mean of layers or that of one; a training row of step s leads to state s + 1."""
+    if layer is not None and (layers is None or layer not in layers):
+        return {}
+    place = layers.index(layer) if layers and layer is not None else None
+    after = 1 if split == "train" else 0
+    points = {}
+    for row in run.by_split[split]:
+        if name in row:
+            value = row[name]
+            if place is not None:
+                value = value[place] if isinstance(value, list) and place < len(value) else None
+            points[row["step"] + after] = plain_number(value)
+    return points if any(v == v for v in points.values()) else {}
 
 
-Reader = Callable[[Mapping[str, Any]], float | None]
+def drawn(material: Material, values: Sequence[Points], label: str, max_points: int, smooth: bool = False) -> dict[str, Any]:
+    """Return a metric, given as points of every run, as it is drawn.
+
+    {"label", "rows" (most of one run), "summary" (in words), "arms": [{"arm", "steps", "seeds": [{"run", "y", "smooth"?,
+    "gaps"?}], "less"?}]}; "less" has "steps" and "seeds" of the difference from the control's run of the same seed, made of
+    the whole records at the steps that both have, and thinned and smoothed after that.
+    """
+    arms, said, names = [], [], shorts(material)
+    lost = {run.place for run in material.runs if run.standing.diverged}
+    for number_of_arm, ((group, arm), runs) in enumerate(material.arms.items()):
+        made = joined([run.place for run in runs], [values[run.place] for run in runs], max_points, smooth, lost)
+        if made is None:
+            continue
+        said.append(f"{names[number_of_arm]} {_end(material, made['seeds'])}")
+        less = _less(material, group, arm, values, max_points, smooth, lost)
+        for part in (made, less or {"seeds": []}):
+            for seed in part["seeds"]:
+                seed.pop("end", None)
+        arms.append({"arm": number_of_arm} | made | ({"less": less} if less else {}))
+    summary = f"At the end, mean of seeds: {'; '.join(said)}." if said else ""
+    return {"label": label, "rows": max(map(len, values), default=0), "arms": arms, "summary": summary}
 
 
-def _scalar(name: str) -> Reader:
-    return lambda row: row[name] if type(row.get(name)) in (int, float) else None
+def _end(material: Material, seeds: Sequence[Mapping[str, Any]]) -> str:
+    """Return what finished seeds (of none: all) reach on average, in words."""
+    ends = [seed["end"] for seed in seeds if material.runs[seed["run"]].finished] or [seed["end"] for seed in seeds]
+    mean = sum(ends) / len(ends)
+    return f"{mean:.4g}" if mean == mean else "not finite"
 
 
-def _at(name: str, place: int) -> Reader:
-    return lambda row: row[name][place] if isinstance(row.get(name), list) and place < len(row[name]) else None
-
-
-def _mean(name: str) -> Reader:
-    def read(row: Mapping[str, Any]) -> float | None:
-        known = [v for v in row.get(name) or () if v is not None] if isinstance(row.get(name), list) else []
-        return sum(known) / len(known) if known else None
-
-    return read
-
-
-def _metric(
-    material: Material, split: str, name: str, label: str, max_points: int, read: Reader, *, plain: bool = False
-) -> dict[str, Any]:
-    arms, rows = [], 0
-    for number_of_arm, (group, arm) in enumerate(arms_of(material)):
-        runs = material.of(group, arm)
-        values = [_points(run, split, read) for run in runs]
-        rows = max([rows, *map(len, values)])
-        smooth = split == "train" and name in NOISY and not plain
-        made = joined([material.runs.index(run) for run in runs], values, max_points, smooth)
-        if made:
-            arms.append({"arm": number_of_arm} | made)
-    return {"label": f"{label} ({split})" if split == "validation" else label, "split": split, "rows": rows, "arms": arms}
-
-
-def summarized(material: Material, metrics: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return the metrics, each with a "summary" in words: what every arm's finished seeds (of none: all) reach on average."""
-    arms = arms_of(material)
-    finished = {place for place, run in enumerate(material.runs) if run.standing.kind == "finished"}
-    found = {}
-    for name, metric in metrics.items():
-        parts = []
-        for arm in metric["arms"]:
-            counted = [seed for seed in arm["seeds"] if seed["run"] in finished] or arm["seeds"]
-            lines = [[v for v in seed.get("smooth", seed["y"]) if v is not None] for seed in counted]
-            last = [line[-1] for line in lines if line]
-            if last:
-                parts.append(f"{name_of(material, *arms[arm['arm']])} {sum(last) / len(last):.4g}")
-        found[name] = metric | {"summary": f"At the end, mean of seeds: {'; '.join(parts)}." if parts else ""}
-    return found
+def _less(
+    material: Material, group: int, arm: str, values: Sequence[Points], max_points: int, smooth: bool, lost: Container[int]
+) -> dict[str, Any] | None:
+    """Return an arm's differences from the control as `joined` does; zeros for the control; None where there are none."""
+    control = {run.seed: values[run.place] for run in reversed(material.arms.get((group, material.groups[group].control), []))}
+    runs = material.arms[group, arm]
+    if len(material.groups[group].arms) < 2:
+        return None
+    if arm == material.groups[group].control:
+        steps = sorted({step for run in runs for step in values[run.place]})
+        seeds = [{"run": run.place, "y": [0] * len(steps[:: len(steps) - 1 or 1])} for run in runs if values[run.place]]
+        return {"steps": steps[:: len(steps) - 1 or 1], "seeds": seeds}
+    differences = []
+    for run in runs:
+        mine, theirs = values[run.place], control.get(run.seed, {})
+        differences.append({step: value - theirs[step] for step, value in mine.items() if step in theirs})
+    return joined([run.place for run in runs], differences, max_points, smooth, lost)
 
 
 def name_of(material: Material, group: int, arm: str) -> str:
@@ -158,92 +172,12 @@ def name_of(material: Material, group: int, arm: str) -> str:
     return f"{material.groups[group].name}: {arm}" if len(material.groups) > 1 and material.groups[group].name else arm
 
 
-def arms_of(material: Material) -> list[tuple[int, str]]:
-    """Return (group, arm) of every arm, in order: its place is its number in a page."""
-    return [(number, arm) for number, group in enumerate(material.groups) for arm in group.arms]
+def shorts(material: Material) -> list[str]:
+    """Return the arms' names, or what stands for them (A1, A2, ...) where a name is too long."""
+    names = [name_of(material, *arm) for arm in material.arms]
+    return [key or name for key, name in zip(keys(names), names, strict=True)]
 
 
-def _points(run: Run, split: str, read: Reader) -> dict[int, float | None]:
-    """Return the state's step -> value: a training row of step s leads to state s + 1."""
-    after = 1 if split == "train" else 0
-    points = {row["step"] + after: read(row) for row in run.rows if row["split"] == split}
-    return points if any(v is not None for v in points.values()) else {}
-
-
-def joined(
-    runs: Sequence[int], values: Sequence[Mapping[int, float | None]], max_points: int, smooth: bool = False
-) -> dict[str, Any] | None:
-    """Return the curves of an arm's seeds over the same steps, at most `max_points` of them; None where there is nothing.
-
-    Of each stretch of steps those two are kept where any seed is lowest and where any is highest, so that no peak is lost.
-    """
-    pairs = [(run, points) for run, points in zip(runs, values, strict=True) if points]
-    if not pairs:
-        return None
-    steps = sorted(set(itertools.chain.from_iterable(points for _, points in pairs)))
-    table = np.array([[_float(points.get(step)) for step in steps] for _, points in pairs])
-    kept = thinned(table, max_points)
-    seeds = []
-    for (run, _), line in zip(pairs, table, strict=True):
-        seed = {"run": run, "y": [number(v) for v in line[kept].tolist()]}
-        if smooth:
-            seed["smooth"] = [number(v) for v in running_mean(line)[kept].tolist()]
-        seeds.append(seed)
-    return {"steps": [steps[i] for i in kept], "seeds": seeds}
-
-
-def _float(value: float | None) -> float:
-    return math.nan if value is None or not math.isfinite(value) else float(value)
-
-
-def thinned(table: np.ndarray, most: int) -> np.ndarray:
-    """Return which columns of [lines, steps] to draw: the first, the last, and of each stretch its lowest and its highest."""
-    size = table.shape[1]
-    if size <= most:
-        return np.arange(size)
-    stretches = max(1, (most - 2) // 2)
-    edges = np.linspace(1, size - 1, stretches + 1).round().astype(int)
-    low = np.where(np.isnan(table), np.inf, table).min(axis=0)
-    high = np.where(np.isnan(table), -np.inf, table).max(axis=0)
-    kept = {0, size - 1}
-    for begin, end in itertools.pairwise(edges):
-        if end > begin:
-            kept |= {begin + int(low[begin:end].argmin()), begin + int(high[begin:end].argmax())}
-    return np.array(sorted(kept))
-
-
-def running_mean(line: np.ndarray) -> np.ndarray:
-    """Return means over about a fiftieth of the line around each point, shorter at its ends; what is not known is left out."""
-    half = len(line) // 100
-    known = ~np.isnan(line)
-    sums = np.concatenate([[0.0], np.where(known, line, 0.0).cumsum()])
-    counts = np.concatenate([[0], known.cumsum()])
-    places = np.arange(len(line))
-    begin, end = np.maximum(places - half, 0), np.minimum(places + half + 1, len(line))
-    with np.errstate(invalid="ignore"):
-        means = (sums[end] - sums[begin]) / (counts[end] - counts[begin])
-    return np.where(known, means, np.nan)
-
-
-def knots_of(run: Run, max_points: int) -> dict[str, list[float | None]]:
-    """Return what a run had spent by some of its steps: tokens, FLOPs, hours in steps; between them a page interpolates.
-
-    Rows written every n steps stand for the others.
-    """
-    every = run.experiment.log.every if run.experiment else 1
-    rows = [row for row in run.rows if row["split"] == "train"]
-    tokens = list(itertools.accumulate(every * _known(row, ("real_tokens", "tokens")) for row in rows))
-    hours = list(itertools.accumulate(every * _known(row, ("step_seconds",)) / 3600 for row in rows))
-    steps = [row["step"] + 1 for row in rows]
-    kept = sorted({*range(0, len(rows), math.ceil(len(rows) / max(2, max_points // 2)) or 1), len(rows) - 1}) if rows else []
-    per_step = run.flops_per_step
-    return {
-        "step": [0, *(steps[i] for i in kept)],
-        "tokens": [0, *(number(tokens[i]) for i in kept)],
-        "hours": [0, *(number(hours[i]) for i in kept)],
-        "flops": [0, *(number(per_step * steps[i]) for i in kept)] if per_step else [],
-    }
-
-
-def _known(row: Mapping[str, Any], names: Iterable[str]) -> float:
-    return next((row[name] for name in names if type(row.get(name)) in (int, float)), 0.0)
+def label_of(run: Run) -> str:
+    """Return how a run is called in a page."""
+    return f"{run.arm}, seed {run.seed}"

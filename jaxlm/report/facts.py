@@ -1,14 +1,13 @@
-"""What a report says in tables: how runs stand, what they differ in, what they cost, where they come from, what to doubt."""
+"""What a report says in tables: how runs stand, what they differ in, where they come from, what to doubt."""
 
-import statistics
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxlm.report.curves import arms_of
-from jaxlm.report.gather import Material, Run
-from jaxlm.report.maps import label_of
-from jaxlm.run.goodput import KINDS
+from jaxlm.report.curves import label_of
+from jaxlm.report.material import Material, Run
+from jaxlm.sweep.arms import last, unlike
 
 # Differ between the runs of any comparison, by their nature.
 OWN = ("name", "seed")
@@ -22,27 +21,56 @@ def trouble(material: Material) -> list[dict[str, Any]]:
         if stands.kind in ("finished", "imported"):
             continue
         why = stands.why or f"{stands.step or 0} of {stands.steps or '?'} steps"
+        why += " (it diverged, and counts as not finite)" if stands.diverged else ""
         traceback = run.failure.get("traceback") or ""
         text = "\n".join(map(str, traceback)) if isinstance(traceback, list) else str(traceback)
         found.append({"run": label_of(run), "path": run.path, "kind": stands.kind, "why": why, "traceback": text.strip()})
     for group in material.groups:
         for arm, seed, folder in group.missing:
-            found.append(
-                {
-                    "run": f"{arm}, seed {seed}",
-                    "path": folder,
-                    "kind": "missing",
-                    "why": "no run that can be read",
-                    "traceback": "",
-                }
-            )
+            where = {"run": f"{arm}, seed {seed}", "path": folder, "traceback": ""}
+            found.append(where | {"kind": "missing", "why": "not begun, or nothing of it can be read"})
     return found
 
 
 def doubts(material: Material) -> list[str]:
-    """Return what makes runs hard to compare: other code, packages or devices, uncommitted changes, data in another order."""
-    starts = [start for run in material.runs for start in run.starts]
+    """Return what makes runs hard to compare: other tasks, other code or devices, runs that diverged, data in another order."""
+    said = [text for number, _ in enumerate(material.groups) for text in _other_tasks(material, number)]
+    said += [f"{label_of(run)} finished, and its last loss is not finite." for run in material.runs if _diverged(run)]
+    return said + _other_code(material) + _within_groups(material)
+
+
+def _other_tasks(material: Material, number: int) -> list[str]:
+    """Say in what arms differ from the control that makes their numbers mean something else: each difference once."""
+    group = material.groups[number]
+    control = material.arms.get((number, group.control), [])
+    by_seed = {run.seed: run.setup for run in reversed(control)}
+    found: dict[tuple[str, ...], list[str]] = {}
+    for arm in group.arms:
+        runs = material.arms[number, arm] if control and arm != group.control else []
+        pairs = [(run.setup, by_seed.get(run.seed, control[0].setup)) for run in runs]
+        if differing := unlike(pairs):
+            found.setdefault(tuple(differing), []).append(arm)
     said = []
+    for differing, arms in found.items():
+        names = "; ".join(arms[:4]) + (f" and {len(arms) - 4} more" if arms[4:] else "")
+        what = ", ".join("prepared data, validation included" if name == "data" else name for name in differing)
+        text = f"Not like for like with the control {group.control}: {names}. They differ in {what}."
+        if "tokenizer" in differing:
+            text += " A loss of another tokenizer's tokens is no loss of the same thing: compare bits_per_byte (--metrics)."
+        if "objective" in differing:
+            text += " Losses of different objectives are not compared."
+        said.append(text)
+    return said
+
+
+def _diverged(run: Run) -> bool:
+    newest = next((split for split in ("validation", "train") if any("loss" in row for row in run.by_split[split])), "")
+    return run.standing.kind == "finished" and bool(newest) and not math.isfinite(last(run.by_split[newest], "loss", newest))
+
+
+def _other_code(material: Material) -> list[str]:
+    starts = [start for run in material.runs for start in run.starts]
+    said: list[str] = []
     commits = {str(start.get("git_commit"))[:10] for start in starts if start.get("git_commit")}
     if len(commits) > 1:
         said.append(f"Runs come of {len(commits)} commits of the code: {', '.join(sorted(commits))}.")
@@ -56,6 +84,11 @@ def doubts(material: Material) -> list[str]:
     ):
         if len(values) > 1:
             said.append(f"Runs come of {len(values)} {what}: see Provenance.")
+    return said
+
+
+def _within_groups(material: Material) -> list[str]:
+    said: list[str] = []
     for number, group in enumerate(material.groups):
         said += group.notes
         if len(group.arms) > 1:
@@ -72,7 +105,7 @@ def _order_of_data(runs: Sequence[Run]) -> list[str]:
         batches: dict[int, set[str]] = {}
         for run in runs:
             for row in run.rows if run.seed == seed else ():
-                if row["split"] == "train" and row.get("batch_hash"):
+                if row["split"] == "train" and isinstance(row.get("batch_hash"), str):
                     batches.setdefault(row["step"], set()).add(row["batch_hash"])
         differ = sorted(step for step, hashes in batches.items() if len(hashes) > 1)
         if differ:
@@ -84,66 +117,35 @@ def _order_of_data(runs: Sequence[Run]) -> list[str]:
 
 
 def differences(material: Material) -> dict[str, Any]:
-    """Return the fields in which arms differ, and all fields: {"arms", "differing": [(field, values)], "all": [...]}."""
-    arms = arms_of(material)
-    configs = [_config(material.of(*arm)) for arm in arms]
+    """Return the fields in which arms differ, and all fields: {"arms", "differing": [(field, cells)], "all": [...]}.
+
+    A cell is a text and whether it is a number. Of an arm without a run the sweep's record says what it changes.
+    """
+    configs, names = [], []
+    for (number, arm), runs in material.arms.items():
+        config = next((run.standing.config for run in runs if run.standing.config), None)
+        changes = material.groups[number].changes.get(arm, {})
+        configs.append(changes if config is None else config)
+        names.append(arm if config is not None else f"{arm} ({'not begun' if changes else 'no configuration'})")
     fields = dict.fromkeys(field for config in configs for field in config if field not in OWN)
-    known = [config for config in configs if config]
-    rows = [(field, [_short(config.get(field, "–")) if config else "?" for config in configs]) for field in fields]
-    differing = [(f, v) for f, v in rows if len({_short(config.get(f, "–")) for config in known}) > 1]
-    return {"arms": [name for _, name in arms], "differing": differing, "all": rows}
+    rows = [(field, [_cell(config, field) for config in configs]) for field in fields]
+    differing = [
+        (field, cells)
+        for field, cells in rows
+        if len({_short(config.get(field, "–")) for config in configs if field in config}) > 1
+    ]
+    return {"arms": names, "differing": differing, "all": rows}
 
 
-def _config(runs: Sequence[Run]) -> dict[str, Any]:
-    return next((run.standing.config for run in runs if run.standing.config), {})
+def _cell(config: Mapping[str, Any], field: str) -> tuple[str, bool]:
+    value = config.get(field, "–")
+    return _short(value), type(value) in (int, float)
 
 
 def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return ", ".join(map(_short, value)) or "none" if isinstance(value, (list, tuple)) else str(value)
-
-
-def costs(material: Material) -> dict[str, Any]:
-    """Return what each run cost, and seconds by kind: {"rows": [...], "total": {...}, "kinds": [...], "seconds": [[...]]}."""
-    rows, seconds = [], []
-    for run in material.runs:
-        spent = _seconds(run)
-        train = [row for row in run.rows if row["split"] == "train"]
-        total = sum(spent.values()) or (run.standing.seconds or 0.0)
-        steps = (train[-1]["step"] + 1) if train else 0
-        rows.append(
-            {
-                "run": label_of(run), "hours": total / 3600, "goodput": spent["stepping"] / total if total else None,
-                "redone": spent["redone"], "starts": len(run.starts), "tokens": run.standing.tokens,
-                "speed": _median(train, "tokens_per_second"), "mfu": _median(train, "mfu"),
-                "flops": run.flops_per_step * steps if run.flops_per_step else None, "steps": steps,
-            }
-        )  # fmt: skip
-        seconds.append([round(spent[kind], 1) for kind in KINDS])
-    total = {
-        name: sum(row[name] for row in rows if row[name] is not None)
-        for name in ("hours", "redone", "starts", "tokens", "flops", "steps")
-    }
-    used = [place for place, _ in enumerate(KINDS) if any(line[place] for line in seconds)]
-    return {
-        "rows": rows, "total": total, "kinds": [KINDS[i] for i in used],
-        "seconds": [[line[i] for i in used] for line in seconds],
-    }  # fmt: skip
-
-
-def _seconds(run: Run) -> dict[str, float]:
-    """Return the seconds of each kind over all starts, as the newest goodput row has them."""
-    newest = next(
-        (row for row in reversed(run.rows) if row["split"] == "goodput" and isinstance(row.get("all_seconds"), dict)), {}
-    )
-    spent = newest.get("all_seconds", {})
-    return {kind: float(spent.get(kind) or 0.0) for kind in KINDS}
-
-
-def _median(rows: Iterable[dict[str, Any]], name: str) -> float | None:
-    known = [row[name] for row in rows if type(row.get(name)) in (int, float)]
-    return statistics.median(known) if known else None
 
 
 def provenance(material: Material) -> dict[str, Any]:

@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxlm.report import facts
-from jaxlm.report.curves import ROUTERS, arms_of, knots_of, metrics_of, name_of, summarized
-from jaxlm.report.gather import Material
-from jaxlm.report.maps import label_of, probe_sections, router_loads
-from jaxlm.report.verdict import table_of, verdicts
+from jaxlm.report.costs import costs, knots_of
+from jaxlm.report.curves import ROUTERS, label_of, metrics_of, name_of
+from jaxlm.report.maps import router_loads
+from jaxlm.report.material import Material
+from jaxlm.report.naming import keys
+from jaxlm.report.probes import probe_sections
+from jaxlm.report.verdict import check, table_of, verdicts
 
 # (id, title, metric)
 HEADLINES = (
@@ -21,14 +24,14 @@ Figure = dict[str, Any]
 
 
 def content(material: Material, max_points: int, metrics: Sequence[str]) -> dict[str, Any]:
-    """Return what the page says, `data` of it as numbers for its figures."""
+    """Return what the page says, `data` of it as numbers for its figures; ConfigError for a metric that no run has."""
+    check(material, metrics)
     drawn = metrics_of(material, max_points)
-    probes, loads, costs = probe_sections(material, max_points), router_loads(material), facts.costs(material)
+    probes, loads, spent = probe_sections(material, max_points), router_loads(material), costs(material)
     curves, routers = _curve_figures(drawn), _router_figures(drawn)
     for place, section in enumerate(probes):
         section["figures"] = _probe_figures(place, section)
         drawn |= section.pop("metrics")
-    drawn = summarized(material, drawn)
     figures = [*curves, *routers, *(figure for section in probes for figure in section["figures"])]
     charts = {}
     for figure in figures:
@@ -40,15 +43,17 @@ def content(material: Material, max_points: int, metrics: Sequence[str]) -> dict
     if loads:
         routers.insert(0, _map_figure("router-load", loads["title"], loads))
         charts["router-load"] = {"kind": "map"} | routers[0].pop("map")
-    if costs["kinds"]:
-        charts["seconds"] = {"kind": "bars", "kinds": costs["kinds"], "seconds": costs["seconds"], "unit": "seconds"}
+    if spent["kinds"]:
+        charts["seconds"] = {"kind": "bars", "kinds": spent["kinds"], "seconds": spent["seconds"], "unit": "seconds"}
     return {
         "groups": _groups(material), "verdicts": _verdicts(material, metrics), "trouble": facts.trouble(material),
         "doubts": facts.doubts(material), "unread": material.unread, "differences": facts.differences(material),
-        "curves": curves, "routers": routers, "probes": probes, "costs": costs, "provenance": facts.provenance(material),
+        "curves": curves, "routers": routers, "probes": probes, "costs": spent, "provenance": facts.provenance(material),
         "codes": [(group.name, group.code) for group in material.groups if group.code],
         "runs": [{"label": label_of(run), "path": run.path, "standing": run.standing} for run in material.runs],
-        "max_points": max_points, "one_seed": all(len(material.of(*arm)) < 2 for arm in arms_of(material)),
+        "diverged": any(run.standing.diverged for run in material.runs),
+        "max_points": max_points, "one_seed": all(len(runs) < 2 for runs in material.arms.values()),
+        "validated": any(run.by_split["validation"] for run in material.runs), "keys": list(_keys(material).values()),
         "data": {"arms": _arms(material), "runs": _runs(material, max_points), "metrics": drawn, "charts": charts},
     }  # fmt: skip
 
@@ -62,32 +67,40 @@ def _groups(material: Material) -> list[dict[str, Any]]:
 
 
 def _verdicts(material: Material, metrics: Sequence[str]) -> list[dict[str, Any]]:
+    short = _keys(material)
     return [
         {
             "group": group.name, "metric": verdict.metric, "comparisons": verdict.comparisons, "chance": verdict.chance,
-            "control": group.control, "zero": verdict.place(0.0), "rows": table_of(verdict),
+            "control": group.control, "zero": verdict.place(0.0),
+            "rows": [row | {"key": short[number, row["arm"]]} for row in table_of(verdict)],
         }
         for number, group in enumerate(material.groups)
         for verdict in verdicts(material, number, metrics)
     ]  # fmt: skip
 
 
+def _keys(material: Material) -> dict[tuple[int, str], str]:
+    """Return what stands for an arm where names are too long: A1, A2 and so on; empty texts where none is."""
+    return dict(zip(material.arms, keys([name_of(material, *arm) for arm in material.arms]), strict=True))
+
+
 def _arms(material: Material) -> list[dict[str, Any]]:
-    """Return the arms as figures know them; `against` is the number of the arm that each is compared with."""
-    arms = arms_of(material)
-    controls = [material.groups[group].control for group, _ in arms]
-    return [
-        {"name": name_of(material, group, arm), "control": arm == control, "against": arms.index((group, control))}
-        for (group, arm), control in zip(arms, controls, strict=True)
-    ]
+    """Return the arms as figures know them."""
+    controls = [material.groups[group].control for group, _ in material.arms]
+    short = _keys(material)
+    found = []
+    for (group, arm), control in zip(material.arms, controls, strict=True):
+        name = name_of(material, group, arm)
+        found.append({"name": name, "key": short[group, arm], "control": arm == control})
+    return found
 
 
 def _runs(material: Material, max_points: int) -> list[dict[str, Any]]:
-    arms = arms_of(material)
+    numbers = {arm: number for number, arm in enumerate(material.arms)}
     return [
         {
-            "label": label_of(run), "arm": arms.index((run.group, run.arm)), "seed": run.seed, "path": run.path,
-            "finished": run.standing.kind in ("finished", "imported"), "knots": knots_of(run, max_points),
+            "label": label_of(run), "arm": numbers[run.group, run.arm], "seed": run.seed, "path": run.path,
+            "finished": run.finished, "knots": knots_of(run, max_points),
         }
         for run in material.runs
     ]  # fmt: skip

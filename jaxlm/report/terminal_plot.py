@@ -22,7 +22,7 @@ class Curve(NamedTuple):
     name: str
     steps: np.ndarray
     values: np.ndarray
-    """What is not finite is left out."""
+    """What is not finite is left out, but its step is on the axis."""
     style: str
     mark: str = ""
     """The character that stands for a value; empty: a line."""
@@ -37,10 +37,12 @@ def plot(curves: Sequence[Curve], width: int, height: int, *, logarithmic: bool 
     """
     width, height = max(width, _LABEL + 12), max(height, 4)
     columns, lines = width - _LABEL - 1, height - 2
-    drawn = [curve for curve in map(_finite, curves) if len(curve.steps)]
+    there = [curve for curve in curves if len(curve.steps)]
+    drawn = [curve for curve in map(_finite, there) if len(curve.steps)]
     if not drawn:
-        return Text("\n".join(["no values yet", *[""] * (height - 1)]), style="dim")
-    first, last = (float(pick([pick(curve.steps) for curve in drawn])) for pick in (np.min, np.max))
+        said = "no finite values" if there else "no values yet"
+        return Text("\n".join([said, *[""] * (height - 1)]), style="dim")
+    first, last = (float(pick([pick(curve.steps) for curve in there])) for pick in (np.min, np.max))
     last = max(last, first + 1)
     means = [curve if curve.mark else _smoothed(curve, first, last, 2 * columns) for curve in drawn]
     low, high = (float(pick([pick(curve.values) for curve in means])) for pick in (np.min, np.max))
@@ -85,9 +87,10 @@ def sparkline(values: np.ndarray, width: int) -> str:
 
 
 def bars(values: Sequence[float], greatest: float) -> str:
-    """Return a bar for each number, from 0 to `greatest` and above; of exactly 0 a dot."""
-    levels = _levels(np.asarray(values, float), 0.0, greatest)
-    return "".join(BLOCKS[level] if value > 0 else "·" for value, level in zip(values, levels, strict=True))
+    """Return a bar for each number, from 0 to `greatest` and above; a dot for 0, a question mark for what is not finite."""
+    levels = _levels(np.nan_to_num(np.asarray(values, float)), 0.0, greatest)
+    marks = (BLOCKS[level] if value > 0 else "·" for value, level in zip(values, levels, strict=True))
+    return "".join(mark if math.isfinite(value) else "?" for value, mark in zip(values, marks, strict=True))
 
 
 def _levels(values: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -34,6 +34,8 @@ class Difference(NamedTuple):
     summary: dict[str, float]
     """Over all spans that both foretold: nats (their sum), bits_per_byte of the left and of the right, better, worse and equal
     (shares of spans), spans and bytes."""
+    context: str = ""
+    """How far back both looked, where one of them alone would have looked further."""
 
     def largest(self, count: int) -> tuple[list[Span], list[Span]]:
         """Return the spans that the first model foretells better by most, and those that it foretells worse by most."""
@@ -42,7 +44,7 @@ class Difference(NamedTuple):
         return gains, [span for span in counted[:count] if span.difference < 0]
 
 
-def compare(left: Reading, right: Reading) -> Difference:
+def compare(left: Reading, right: Reading, context: str = "") -> Difference:
     """Return how two readings of the same documents differ.
 
     Where their tokens differ, log-probabilities are added up between the offsets, in bytes, where both have a token's end.
@@ -59,7 +61,7 @@ def compare(left: Reading, right: Reading) -> Difference:
         for here, there in aligned:
             nats = _nats(pair[0], here), _nats(pair[1], there)
             found.append(Span(number, here, there, *((None, None) if None in nats else nats)))
-    return Difference(found, "token" if same else "stretch", _summary(found, left))
+    return Difference(found, "token" if same else "stretch", _summary(found, left), context)
 
 
 def _aligned(one: Document, other: Document, left: Reading, right: Reading) -> list[tuple[range, range]]:

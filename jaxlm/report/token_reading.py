@@ -1,6 +1,7 @@
 """What a checkpoint says of every token of texts, or of rows of its own validation split."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,16 +11,17 @@ from jaxlm.data.mixture import Batches
 from jaxlm.data.packing import Batch
 from jaxlm.data.prepare import prepare
 from jaxlm.data.tokenizer import Tokenizer
-from jaxlm.errors import DataError
+from jaxlm.errors import CheckpointError, DataError
 from jaxlm.eval.language_model import summarize
 from jaxlm.eval.reach import check_reach
 from jaxlm.eval.token_table import TokenTable, token_table
+from jaxlm.model.extension import Extension
 from jaxlm.report import token_rows
 from jaxlm.report.token_rows import Rows, Texts
 from jaxlm.report.token_text import visible
 from jaxlm.run import display
-from jaxlm.run.directory import imported_from
-from jaxlm.run.evaluate import own_tokenizer
+from jaxlm.run.directory import imported_from, load_config
+from jaxlm.run.evaluate import data_of
 from jaxlm.run.open import OpenRun, opened
 
 
@@ -54,6 +56,7 @@ class Reading:
 
     folder: Path
     name: str
+    """Of the experiment, and how it was extended if it was."""
     step: int
     documents: list[Document]
     tokenizer: Tokenizer
@@ -71,33 +74,56 @@ class Reading:
         return visible(content) if content else self.names.get(number, f"<{number}>")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Own:
+    """Rows of a run's own validation split, or of sources as it would read them."""
+
+    first: int = 0
+    count: int = 1
+    sources: tuple[str, ...] = ()
+
+
+def check_own(folder: Path, own: Own) -> None:
+    """Raise DataError where a run has no such rows, as far as its configuration tells."""
+    data = load_config(folder).data
+    if own.sources:
+        return
+    if imported_from(folder):
+        raise DataError(f"{folder} was imported and has no text of its own: give --text, --file or --source")
+    if not data.validation_sources and not data.validation_fraction:
+        raise DataError(f"{folder} was trained without validation text: give --text, --file or --source")
+
+
 def read_run(
     folder: Path,
     step: int | None,
-    material: Texts | Batch | range,
+    material: Texts | Batch | Own,
     *,
     top: int = 5,
     experts: bool = False,
-    as_texts: bool = False,
+    as_texts: str = "",
+    longest: float = math.inf,
+    extension: Extension = Extension(),
 ) -> tuple[Reading, Texts | Batch]:
-    """Return what a run's model says of texts, of packed rows, or of the rows so numbered of its validation split; and those.
+    """Return what a run's model, read as `extension` has it, says of texts, packed rows, or rows of its own; and those.
 
-    With `as_texts` such rows are made into texts first, for a reader with another tokenizer. `top` is how many of the likeliest
-    tokens to tell, `experts` whether to tell where tokens went. Raises DataError where the model cannot read them.
+    For a reader to whom such rows are none, they are made into texts first; `as_texts` is then the reason. No window of a text
+    has more than `longest` targets. `top` is how many of the likeliest tokens to tell, `experts` whether to tell where tokens
+    went. Raises DataError where the model cannot read them, CheckpointError where it has diverged.
     """
     out = display.console()
-    with opened(folder, step) as run:
+    with opened(folder, step, extension=extension) as run:
         tokenizer, notes = run.needs_tokenizer(), []
-        first = material.start if isinstance(material, range) else 0
-        if isinstance(material, range):
-            material = _validation_rows(run, material, out)
+        first = material.first if isinstance(material, Own) else 0
+        if isinstance(material, Own):
+            material = _own_rows(run, material, out)
             if as_texts:
                 material = token_rows.texts_of(material, tokenizer)
-                notes.append("the tokenizers differ: each document of a row is read as a text of its own, from its beginning")
+                notes.append(f"{as_texts}: each document of a row is read as a text of its own, from its beginning")
         if isinstance(material, Batch):
             rows = token_rows.of_rows(material, first)
         else:
-            rows, more = token_rows.of_texts(material, tokenizer, run.model.max_length)
+            rows, more = token_rows.of_texts(material, tokenizer, int(min(longest, run.model.max_length)))
             notes += more
         notes += _check_rows(rows, run)
         with display.measuring(out, len(rows.batch.tokens)) as advance:
@@ -105,32 +131,40 @@ def read_run(
                 run.params, rows.batch, run.model, run.experiment.layout, top=top, experts=experts,
                 report=lambda done: advance(done, str(folder)),
             )  # fmt: skip
+        _check_finite(table, rows.batch, run)
         names = special_names(tokenizer)
         documents = [_document(document, rows, table, document.contents(tokenizer), names) for document in rows.documents]
         summary, layers = _summary(rows.batch, table, tokenizer), tuple(run.model.moe_layers) if experts else ()
-        return Reading(
-            folder, run.experiment.name, run.step, documents, tokenizer, names, summary, tuple(notes), layers
-        ), material
+        name = run.experiment.name + (f" ({extension.label})" if extension.changes else "")
+        return Reading(folder, name, run.step, documents, tokenizer, names, summary, tuple(notes), layers), material
 
 
-def _validation_rows(run: OpenRun, numbers: range, out: Any) -> Batch:
-    """Return rows of the run's own validation split, as it was trained on."""
-    if imported_from(run.folder):
-        raise DataError(f"{run.folder} was imported and has no text of its own: give --text or --file")
-    data = run.experiment.data
-    if data.tokenizer.path:
-        data = dataclasses.replace(data, tokenizer=own_tokenizer(run.experiment, run.folder))
+def _own_rows(run: OpenRun, own: Own, out: Any) -> Batch:
+    """Return rows as the run was trained on: of its own validation split, or all that sources make."""
+    data, split = data_of(run, own.sources, None), "train" if own.sources else "validation"
     with display.preparation(out) as progress:
         prepared = prepare(data, report=progress)
     if run.tokenizer is None or prepared.tokenizer.digest != run.tokenizer.digest:
         raise DataError(
             f"the data of {run.folder} is tokenised differently now: its sources have changed. Give --text or --file"
         )
-    read = Batches(prepared, "validation", 1, 0, shuffle=False)
-    if numbers.start >= read.num_rows:
-        raise DataError(f"the validation split has {read.num_rows} rows: --first {numbers.start} lies beyond them")
-    batches = [Batch(*read.batch(number)[:5]) for number in numbers[: read.num_rows - numbers.start]]
+    read = Batches(prepared, split, 1, 0, shuffle=False)
+    what = "the source" if own.sources else "the validation split"
+    if own.first >= read.num_rows:
+        raise DataError(f"{what} has {read.num_rows} rows: --first {own.first} lies beyond them")
+    batches = [Batch(*read.batch(number)[:5]) for number in range(own.first, min(own.first + own.count, read.num_rows))]
     return Batch(*(np.concatenate(arrays) for arrays in zip(*batches, strict=True)))
+
+
+def _check_finite(table: TokenTable, batch: Batch, run: OpenRun) -> None:
+    """Raise CheckpointError where what a model says is no probability: neither means nor colours could be made of it."""
+    finite = np.isfinite(table.log_probs) & np.isfinite(table.entropy) & np.isfinite(table.top_log_probs).all(-1)
+    counted = batch.weights > 0
+    if lost := int((counted & ~finite).sum()):
+        raise CheckpointError(
+            f"the model of {run.folder} at step {run.step} gives no finite log-probability for {lost:,} of "
+            f"{int(counted.sum()):,} tokens: its training diverged. Read an earlier checkpoint with --step, or --against-step"
+        )
 
 
 def _check_rows(rows: Rows, run: OpenRun) -> list[str]:
@@ -142,7 +176,7 @@ def _check_rows(rows: Rows, run: OpenRun) -> list[str]:
             f"the text has token {greatest}, and the model of {run.folder} knows 0 to {run.model.vocab_size - 1}: its "
             "tokenizer has tokens that the model was not made for; leave out the text that spells them"
         )
-    warning = check_reach(rows.batch.tokens.shape[1], run.model)
+    warning = check_reach(rows.batch.tokens.shape[1], run.model, "rows", run.trained)
     return [warning] if warning else []
 
 

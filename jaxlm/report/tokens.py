@@ -1,19 +1,22 @@
 """`jaxlm tokens`: what a run's model says of every token of a text, alone or beside another model."""
 
 import dataclasses
-import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from jaxlm.data.storage import write_atomically
 from jaxlm.data.tokenizer import Tokenizer, load_tokenizer
 from jaxlm.decode.text import check_text
 from jaxlm.errors import ConfigError, DataError
+from jaxlm.model.extension import Extension
 from jaxlm.report import token_rows, tokens_page, tokens_terminal
 from jaxlm.report.token_difference import compare
-from jaxlm.report.token_reading import read_run
+from jaxlm.report.token_reading import Own, check_own, read_run
 from jaxlm.report.token_rows import Texts
 from jaxlm.run import display
 from jaxlm.run.directory import TOKENIZER, load_config
+from jaxlm.run.probe_report import as_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,8 +25,10 @@ class Wanted:
 
     texts: tuple[str, ...] = ()
     file: Path | None = None
+    sources: tuple[str, ...] = ()
+    """What rows are of; none: the run's validation split."""
     rows: int = 0
-    """Of the run's validation split; 0: one, where no text is named."""
+    """0: one, where no text is named."""
     first: int = 0
     """Row."""
     top: int = 5
@@ -32,6 +37,10 @@ class Wanted:
     """Tokens to read of texts at most."""
     experts: bool = False
     """Tell where tokens went."""
+    extension: Extension = dataclasses.field(default_factory=Extension)
+    """How the model is read."""
+    extend_both: bool = False
+    """And the one it is compared with."""
     json: bool = False
     out: Path | None = None
     """The page to write."""
@@ -43,8 +52,9 @@ class Wanted:
         for name, least in (("rows", 0), ("first", 0), ("top", 1), ("limit", 2)):
             if getattr(self, name) < least:
                 raise ConfigError(f"--{name} {getattr(self, name)} must be {least} or more")
-        if self.first and (self.texts or self.file):
-            raise ConfigError("--first counts rows of the validation split: it does not go with --text or --file")
+        if (self.first or self.sources) and (self.texts or self.file):
+            name = "--first counts rows" if self.first else "--source is what rows are read of"
+            raise ConfigError(f"{name}: it does not go with --text or --file")
         for number, text in enumerate(self.texts, start=1):
             check_text(text, f"--text, text {number}")
         if self.out is not None and self.json:
@@ -62,24 +72,35 @@ def view_tokens(
     DataError or CheckpointError for what cannot be read, before a device is touched where that is known so early.
     """
     wanted.check()
-    if against is None and against_step is not None:
-        raise ConfigError("--against-step is of --against: to compare two steps of one run, give --against RUN too")
+    if against is None and (against_step is not None or wanted.extend_both):
+        option = "--extend-both" if wanted.extend_both else "--against-step"
+        raise ConfigError(f"{option} is of --against: to compare two steps of one run, give --against RUN too")
     tokenizers = [_tokenizer(path) for path in (folder, against) if path is not None]
     if wanted.experts and not load_config(folder).model.moe_layers:
         raise ConfigError(f"--experts: the model of {folder} is dense, it has none")
     texts, notes = token_rows.shortened(_texts(wanted), tokenizers[0], wanted.limit)
-    material = texts or range(wanted.first, wanted.first + (wanted.rows or 1))
-    apart = len({tokenizer.digest for tokenizer in tokenizers}) > 1
-    left, material = read_run(folder, step, material, top=wanted.top, experts=wanted.experts, as_texts=apart)
+    own = Own(first=wanted.first, count=wanted.rows or 1, sources=wanted.sources)
+    if not texts:
+        check_own(folder, own)
+    beside = wanted.extension if wanted.extend_both else Extension()
+    longest, context, apart = math.inf, "", ""
+    if against is not None:
+        longest, context = _reach(folder, wanted.extension, against, beside)
+        apart = _apart(tokenizers, load_config(folder).data.sequence_length, longest if context else math.inf)
+    left, material = read_run(
+        folder, step, texts or own, top=wanted.top, experts=wanted.experts, as_texts=apart, longest=longest,
+        extension=wanted.extension,
+    )  # fmt: skip
     right = difference = None
     if against is not None:
-        right, _ = read_run(against, against_step, material, top=wanted.top)
-        difference = compare(left, right)
+        right, _ = read_run(against, against_step, material, top=wanted.top, longest=longest, extension=beside)
+        cut = any(len(document.tokens) - 1 > longest for reading in (left, right) for document in reading.documents)
+        difference = compare(left, right, context if cut else "")
     out = display.console()
     for note in dict.fromkeys((*notes, *left.notes, *(right.notes if right else ()))):
         out.print(f"[dim]note:[/] {note}", soft_wrap=True)
     if wanted.json:
-        print(json.dumps(tokens_terminal.as_json(left, right, difference), ensure_ascii=False))
+        print(as_json(tokens_terminal.as_json(left, right, difference), ensure_ascii=False))
     elif wanted.out is not None:
         try:
             write_atomically(wanted.out, tokens_page.page(left, right, difference).encode())
@@ -88,6 +109,21 @@ def view_tokens(
         print(f"{wanted.out}: {left.summary['tokens']:,.0f} tokens, loss {left.summary['loss']:.4f}")
     else:
         tokens_terminal.show(left, right, difference)
+
+
+def _reach(folder: Path, extension: Extension, against: Path, beside: Extension) -> tuple[int, str]:
+    """Return the longest window that both models read, and how to say so where one of them reads further."""
+    lengths = [each.applied(load_config(path).model).max_length for path, each in ((folder, extension), (against, beside))]
+    longest = min(lengths)
+    said = f"both read in windows of {longest:,} tokens, the smaller max_length (of {max(lengths):,})"
+    return longest, said if longest < max(lengths) else ""
+
+
+def _apart(tokenizers: Sequence[Tokenizer], length: int, longest: float) -> str:
+    """Return why packed rows of this length are none for both models; empty where they are."""
+    if len({tokenizer.digest for tokenizer in tokenizers}) > 1:
+        return "the tokenizers differ"
+    return f"rows of {length:,} tokens are longer than one of the models reads" if length > longest else ""
 
 
 def _tokenizer(folder: Path) -> Tokenizer:

@@ -68,6 +68,7 @@ def difference_described(left: Reading, difference: Difference) -> str:
         f"{abs(means['nats_per_span']):.4f} a {unit} ({means['bits_per_byte']:.4f} bits/byte against "
         f"{means['against_bits_per_byte']:.4f}): better on "
         f"{100 * means['better']:.1f} %, worse on {100 * means['worse']:.1f} % of {means['spans']:,} {plural}"
+        + (f"; {difference.context}" if difference.context else "")
     )
 
 
@@ -215,7 +216,7 @@ def as_json(left: Reading, right: Reading | None, difference: Difference | None)
     ]  # fmt: skip
     return found | {
         "against": _reading_as_json(right),
-        "difference": difference.summary | {"of": spans, "unit": difference.unit},
+        "difference": difference.summary | {"of": spans, "unit": difference.unit, "context": difference.context},
     }
 
 
@@ -230,4 +231,5 @@ def _reading_as_json(reading: Reading) -> dict[str, Any]:
 
     documents = [{"name": d.name, "tokens": [token_as_json(token) for token in d.tokens]} for d in reading.documents]
     layers = {"mixture_layers": reading.moe_layers} if reading.moe_layers else {}
-    return {"run": str(reading.folder), "step": reading.step} | reading.summary | layers | {"documents": documents}
+    about = {"run": str(reading.folder), "name": reading.name, "step": reading.step}
+    return about | reading.summary | layers | {"documents": documents}

@@ -5,11 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxlm.eval.comparison import Effect, adjusted, describe, paired, summary
-from jaxlm.report.gather import Group, Material, Run
-from jaxlm.sweep.table import steps_to
+from jaxlm.eval.comparison import Effect, describe
+from jaxlm.report.material import Material
+from jaxlm.sweep.arms import Comparison, SpeedUp, check_metrics, compare, speed_up
 
+# Of any other metric nobody can say which is better.
 GREATER_IS_BETTER = ("accuracy", "mean_token_accuracy", "rewards/accuracies", "rewards/margins", "tokens_per_second", "mfu")
+LESS_IS_BETTER = ("loss", "bits_per_byte", "perplexity", "router_dropped", "router_dead", "step_seconds", "data_wait_seconds")
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,14 @@ class Arm:
     value: Effect | None
     effect: Effect | None
     """Difference from the control over the seeds they share; None for the control itself, and where they share none."""
-    speed_up: Effect | None
-    """Of the loss: in how many times fewer steps it came down to where the control of the same seed ended."""
+    speed_up: SpeedUp | None
+    """Of the loss."""
     p: float
     """Of no difference, as it is among all comparisons of this metric (Holm 1979); nan where there is none."""
     says: str
-    """What the interval says: "lower", "higher", "not shown", or why nothing can be said."""
+    """What the interval says, or why nothing can be said."""
     better: bool | None
-    """Whether a shown difference is for the better; None where nothing is shown."""
+    """Whether a difference that holds among all comparisons is for the better; None where none does, or nobody can say."""
 
 
 @dataclass(frozen=True)
@@ -60,27 +62,31 @@ class Verdict:
 
 def verdicts(material: Material, number: int, metrics: Sequence[str]) -> list[Verdict]:
     """Return the verdict of a group on each metric that any of its finished runs has."""
-    group = material.groups[number]
-    made = [_verdict(material, number, group, metric) for metric in metrics]
-    return [verdict for verdict in made if any(arm.values for arm in verdict.arms)]
+    finished = material.finished(number)
+    control = material.groups[number].control
+    made = []
+    for metric in metrics:
+        compared = compare(finished, control, metric)
+        if any(each.values for each in compared.values()):
+            made.append(_verdict(material, number, metric, compared))
+    return made
 
 
-def _verdict(material: Material, number: int, group: Group, metric: str) -> Verdict:
-    runs = {arm: material.of(number, arm) for arm in group.arms}
-    values = {arm: reached(runs[arm], metric) for arm in group.arms}
-    control = values.get(group.control, {})
-    effects = [paired(values[arm], control) if arm != group.control else None for arm in group.arms]
+def check(material: Material, metrics: Sequence[str]) -> None:
+    """Raise ConfigError for a metric that no validation of any run has."""
+    check_metrics(metrics, (run.rows for run in material.runs))
+
+
+def _verdict(material: Material, number: int, metric: str, compared: Mapping[str, Comparison]) -> Verdict:
+    group, finished = material.groups[number], material.finished(number)
     arms = []
-    for arm, effect, p in zip(group.arms, effects, adjusted(effects), strict=True):
-        mine = arm == group.control
-        says, better = _says(effect, metric) if effect else ("" if mine else f"no {metric} in a seed of the control's", None)
-        if better is not None and p >= 0.05:
-            says += ", not among all comparisons"
-        asked = len(runs[arm]) + sum(1 for name, *_ in group.missing if name == arm)
-        done = sum(run.standing.kind in ("finished", "imported") for run in runs[arm])
-        made = summary(values[arm].values()) if values[arm] else None
-        speed = _speed_up(runs[arm], runs.get(group.control, [])) if effect and metric == "loss" else None
-        arms.append(Arm(arm, mine, done, asked, values[arm], made, effect, speed, p, says, better))
+    for name, made in compared.items():
+        runs, mine = material.arms[number, name], name == group.control
+        says, better = _says(made, metric, bool(finished[name])) if not mine else ("", None)
+        asked = sum(run.standing.kind != "imported" for run in runs) + sum(1 for arm, *_ in group.missing if arm == name)
+        speed = speed_up(finished[name], finished[group.control]) if metric == "loss" and not mine else None
+        done = sum(run.finished for run in runs)
+        arms.append(Arm(name, mine, done, asked, made.values, made.mean, made.difference, speed, made.p, says, better))
     ends = [
         end for arm in arms if arm.effect for end in (arm.effect.low, arm.effect.high, arm.effect.mean) if math.isfinite(end)
     ]
@@ -89,41 +95,24 @@ def _verdict(material: Material, number: int, group: Group, metric: str) -> Verd
     return Verdict(metric, tuple(arms), sum(1 for arm in arms if arm.effect), low - space, high + space)
 
 
-def reached(runs: Sequence[Run], metric: str) -> dict[int, float]:
-    """Return seed -> the metric at the last validation, of runs that finished; of a seed that is there twice, the first."""
-    found: dict[int, float] = {}
-    for run in runs:
-        value = run.standing.last.get(metric) if run.standing.kind == "finished" and run.standing.last else None
-        if type(value) in (int, float):
-            found.setdefault(run.seed, float(value))
-        elif run.standing.kind == "finished" and metric in run.standing.last:
-            found.setdefault(run.seed, math.nan)  # it diverged: that is a result
-    return found
-
-
-def _speed_up(runs: Sequence[Run], controls: Sequence[Run]) -> Effect | None:
-    """Return steps of the control over the steps after which an arm is as good, over seeds; None where one never is."""
-    ends = {run.seed: run for run in reversed(controls) if run.standing.kind == "finished"}
-    ratios = {}
-    for run in runs:
-        if run.standing.kind == "finished" and run.seed in ends and run.seed not in ratios:
-            loss = ends[run.seed].standing.last.get("loss")
-            step = steps_to(run.rows, loss) if loss is not None else None
-            if not step:
-                return None
-            ratios[run.seed] = ends[run.seed].standing.step / step
-    return summary(ratios.values()) if ratios else None
-
-
-def _says(effect: Effect, metric: str) -> tuple[str, bool | None]:
+def _says(made: Comparison, metric: str, finished: bool) -> tuple[str, bool | None]:
+    effect = made.difference
+    if made.refused:
+        return f"not comparable: {made.refused}", None
+    if effect is None:
+        why = "no seed of the control's" if made.values else f"no {metric} was measured" if finished else "no finished run"
+        return why, None
     if not math.isfinite(effect.mean):
         return "a run is not finite", None
     if effect.seeds < 2 or not (math.isfinite(effect.low) and math.isfinite(effect.high)):
         return "one seed: no interval", None
     if effect.low <= 0 <= effect.high:
         return "no difference shown", None
-    lower = effect.high < 0
-    return ("lower" if lower else "higher"), (metric in GREATER_IS_BETTER) != lower
+    says = "lower" if effect.high < 0 else "higher"
+    if made.p >= 0.05:
+        return f"{says}, but not among all comparisons", None
+    known = metric in GREATER_IS_BETTER or metric in LESS_IS_BETTER
+    return says, (says == "higher") == (metric in GREATER_IS_BETTER) if known else None
 
 
 def table_of(verdict: Verdict) -> list[dict[str, Any]]:
@@ -136,17 +125,25 @@ def table_of(verdict: Verdict) -> list[dict[str, Any]]:
         rows.append(
             {
                 "arm": arm.name, "control": arm.control, "seeds": f"{arm.done} of {arm.asked}", "short": arm.done < arm.asked,
-                "done": arm.done, "value": plain(arm.value), "mean": _number(arm.value),
+                "done": arm.done, "value": "no validation" if arm.done and not arm.value else plain(arm.value),
+                "mean": _number(arm.value),
                 "effect": describe(effect) if effect else "", "difference": _number(effect),
                 "says": arm.says, "better": arm.better,
                 "method": effect.method if effect else "", "detectable": detectable(effect),
-                "p": f"{arm.p:.2g}" if math.isfinite(arm.p) else "–", "speed_up": plain(arm.speed_up, 2),
+                "least": _finite(effect.detectable) if effect else None, "p_value": _finite(arm.p),
+                "p": f"{arm.p:.2g}" if math.isfinite(arm.p) else "–",
+                "speed_up": speed(arm.speed_up), "speed": _number(arm.speed_up.mean) if arm.speed_up else None,
+                "speed_why": arm.speed_up.why if arm.speed_up else "",
                 "interval": interval(effect) if effect else "",
                 "at": verdict.place(effect.mean) if drawn else None,
                 "from": verdict.place(effect.low) if whole else None, "to": verdict.place(effect.high) if whole else None,
             }
         )  # fmt: skip
     return rows
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _number(effect: Effect | None) -> float | None:
@@ -161,6 +158,15 @@ def plain(effect: Effect | None, digits: int = 4) -> str:
         return "not finite"
     known = math.isfinite(effect.low)
     return f"{effect.mean:.{digits}f}" + (f" ({effect.low:.{digits}f} to {effect.high:.{digits}f})" if known else "")
+
+
+def speed(found: SpeedUp | None) -> str:
+    """Return a speed-up with its interval; a dash where there is none."""
+    if found is None or found.why:
+        return "–"
+    if found.mean is None:
+        return f"reached by {len(found.values)} of {found.pairs}"
+    return plain(found.mean, 2) + (" (one seed)" if found.pairs == 1 else "")
 
 
 def interval(effect: Effect) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations  # `Experiment` is imported where one is made
 import dataclasses
 import fcntl
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import jaxlm
 from jaxlm.config import digest, from_dict, to_dict
+from jaxlm.data.storage import write_atomically
 from jaxlm.errors import CheckpointError, ConfigError, suggest
 
 if TYPE_CHECKING:  # it brings JAX, and listing thousands of runs should not wait for that
@@ -26,20 +26,6 @@ if TYPE_CHECKING:  # it brings JAX, and listing thousands of runs should not wai
 
 CONFIG, RECORD, METRICS, CHECKPOINTS, TOKENIZER = "config.json", "run.json", "metrics.jsonl", "checkpoints", "tokenizer.model"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "array_record", "sentencepiece", "numpy")
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file whole or not at all; after a crash it is the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    data = content.encode() if isinstance(content, str) else content
-    try:
-        with temporary.open("wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

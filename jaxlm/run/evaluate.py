@@ -52,7 +52,7 @@ def evaluate_run(
     if imported_from(folder) and not sources:
         raise DataError(f"{folder} was imported and has no text of its own: say what to read, --source text:book.txt say")
     with opened(folder, step, extension=extension) as run:
-        tokenizer, data = run.needs_tokenizer(), _data_of(run, sources, form)
+        tokenizer, data = run.needs_tokenizer(), data_of(run, sources, form)
         split = "train" if sources else split
         with display.preparation(out) as progress:
             prepared = prepare(data, report=progress)
@@ -95,7 +95,7 @@ def evaluate_run(
     print(json.dumps(where | values))
 
 
-def _data_of(run: OpenRun, sources: tuple[str, ...], form: Form | None) -> DataConfig:
+def data_of(run: OpenRun, sources: tuple[str, ...], form: Form | None) -> DataConfig:
     """Return what to read: the run's own data, or other sources as its tokenizer and settings have it."""
     data = run.experiment.data
     if sources or data.tokenizer.path:

@@ -13,7 +13,7 @@ import jax
 from jaxlm import param
 from jaxlm.config import digest
 from jaxlm.data.mixture import prefetch
-from jaxlm.errors import JaxlmError
+from jaxlm.errors import DivergedError
 from jaxlm.eval.language_model import summarize
 from jaxlm.experiment import Experiment, GuardConfig
 from jaxlm.run import decisions, directory, display, goodput, processes, report
@@ -25,6 +25,7 @@ from jaxlm.run.programs import compile_step, make_validate
 from jaxlm.run.reference import with_reference
 from jaxlm.run.rows import summarize_rows
 from jaxlm.run.setup import Setup, describe_checkpoint, restore_or_begin, set_up
+from jaxlm.run.sources import code_digest
 from jaxlm.train.checkpoint import CheckpointWriter
 from jaxlm.train.step import TrainState
 
@@ -40,6 +41,7 @@ def train(
     and returns all rows.
     """
     clock, leading = clock or goodput.Clock(), processes.index() == 0
+    code = code_digest() if leading else ""  # before anything else takes time: sources may change under a long start
     out = display.console(quiet=not leading)
     same("configuration", digest(experiment), "start all processes with the same files and options")
     with ExitStack() as held:
@@ -64,7 +66,8 @@ def train(
             if leading:
                 prepared.tokenizer.save(folder / directory.TOKENIZER)
                 kind = f"{len(devices)} x {devices[0].device_kind}"
-                facts = {"devices": kind, "mesh": dict(mesh.shape), "data": prepared.key, "processes": processes.count()}
+                facts = {"devices": kind, "mesh": dict(mesh.shape), "data": prepared.key, "code": code}
+                facts["processes"] = processes.count()
                 start = directory.record_start(folder, experiment, facts)
                 forget_failure(folder)
         with jax.set_mesh(mesh):
@@ -221,10 +224,10 @@ def _row(setup: Setup, values: dict[str, float], facts: dict[str, Any], seconds:
 
 
 def _check_streak(values: dict[str, float], guard: GuardConfig, writer: CheckpointWriter) -> None:
-    """Raise JaxlmError once too many steps in a row had to be skipped."""
+    """Raise DivergedError once too many steps in a row had to be skipped."""
     if values["skipped_in_a_row"] >= guard.max_skipped_in_a_row:
         kept = f"the checkpoint of step {writer.last_step} is kept" if writer.last_step >= 0 else "no checkpoint was due before"
-        raise JaxlmError(
+        raise DivergedError(
             f"{guard.max_skipped_in_a_row} steps in a row had a loss or gradient that is not finite or that spikes; {kept}. "
             "Lower --optimizer.learning-rate, lengthen --optimizer.warmup-steps, or raise --guard.spike-factor"
         )

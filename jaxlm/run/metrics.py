@@ -3,9 +3,11 @@
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxlm.data.storage import write_atomically
 from jaxlm.errors import CheckpointError
 
 
@@ -32,7 +34,7 @@ class MetricsLog:
 
         A validation row that stands there already (the run was stopped after it) is not written twice.
         """
-        row = {"step": step, "split": split} | {k: _finite(v) for k, v in values.items()}
+        row = {"step": step, "split": split} | without_nan(values)
         known = split == "validation" and any(r["step"] == step and r["split"] == split for r in reversed(self.rows))
         if known or not keep:
             return row
@@ -68,29 +70,38 @@ class MetricsLog:
             self._board.close()
 
 
-def _finite(value: Any) -> Any:
-    """Return a value of a row with every NaN and infinity as None, which JSON has a word for."""
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
+def without_nan(value: Any) -> Any:
+    """Return plain values with every NaN and infinity as None, which JSON has a word for."""
+    if isinstance(value, dict):
+        return {name: without_nan(v) for name, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a record; a last line cut short by a crash is left out, a broken one before it is an error."""
+    return list(each_row(path))
+
+
+def each_row(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows that `read_rows` returns, one at a time: a long record need not be held whole."""
     if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    rows = []
-    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline was not finished
-        try:
-            row = json.loads(line)
-            row["step"], row["split"]
-        except (ValueError, KeyError, TypeError) as fault:
-            if number >= len(lines) - 1:
-                break
-            raise CheckpointError(f"{path}, line {number}, is not a metrics row: {line[:80]!r}") from fault
-        rows.append(row)
-    return rows
+        return
+    fault = None
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith("\n"):  # what follows the last newline was not finished
+                return
+            if fault is not None:  # it was not the last one
+                raise fault
+            try:
+                row = json.loads(line)
+                row["step"], row["split"]
+            except (ValueError, KeyError, TypeError):
+                fault = CheckpointError(f"{path}, line {number}, is not a metrics row: {line.rstrip()[:80]!r}")
+                continue
+            yield row
 
 
 def keep_rows_before(path: Path, next_step: int) -> list[dict[str, Any]]:
@@ -99,8 +110,6 @@ def keep_rows_before(path: Path, next_step: int) -> list[dict[str, Any]]:
     A row of training step s comes of that step; a validation row s is of the state that step s begins from. Goodput rows
     stay all: the time was spent.
     """
-    from jaxlm.run.directory import write_atomically
-
     rows = read_rows(path)
 
     def keeps(row: dict[str, Any]) -> bool:

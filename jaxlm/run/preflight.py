@@ -10,13 +10,14 @@ import jax
 from jaxlm.data.chat import read_template
 from jaxlm.data.prepare import DataConfig, Prepared, prepare
 from jaxlm.data.sources import parse_source
+from jaxlm.data.storage import write_atomically
 from jaxlm.data.tokenizer import train_tokenizer
 from jaxlm.errors import ConfigError
 from jaxlm.experiment import Experiment, settle_mesh
 from jaxlm.hardware import chip
 from jaxlm.layout import make_mesh, slices_of
 from jaxlm.model.config import ModelConfig
-from jaxlm.run import directory, display, processes
+from jaxlm.run import display, processes
 from jaxlm.run.agreement import agreed, same, told
 from jaxlm.run.data import say_faults
 
@@ -51,7 +52,7 @@ def check_shared(folder: Path) -> None:
         return
     sign, leading = folder / "shared", processes.index() == 0
     if leading:
-        directory.write_atomically(sign, os.urandom(8).hex())
+        write_atomically(sign, os.urandom(8).hex())
     written = told("run directory", sign.read_text() if leading else "")
     with agreed("run directory"):
         until = time.monotonic() + 30  # a network's file system may show a new file late

@@ -1,7 +1,6 @@
 """What probes of a long context found, as tables, pictures and JSON."""
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from jaxlm.data.storage import write_atomically
 from jaxlm.errors import ConfigError, JaxlmError
 from jaxlm.eval.probe_config import RETRIEVAL
-from jaxlm.run.directory import write_atomically
+from jaxlm.run.metrics import without_nan
 
 
 def made_folder(folder: Path) -> None:
@@ -24,17 +24,9 @@ def made_folder(folder: Path) -> None:
         raise ConfigError(f"the folder {folder} cannot be written: {fault.strerror}. Name another with --out PATH") from fault
 
 
-def as_json(found: dict[str, Any], indent: int | None = None) -> str:
+def as_json(found: dict[str, Any], indent: int | None = None, *, ensure_ascii: bool = True) -> str:
     """Return what was found as JSON, which has no number that is none or infinite: null in their places."""
-    return json.dumps(_finite(found), indent=indent, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(without_nan(found), indent=indent, allow_nan=False, ensure_ascii=ensure_ascii)
 
 
 def write(found: dict[str, Any], folder: Path) -> None:

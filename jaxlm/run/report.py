@@ -9,9 +9,9 @@ from typing import Any
 from rich.table import Table
 
 from jaxlm import param
+from jaxlm.data.storage import write_atomically
 from jaxlm.decode.generate import generate_text
 from jaxlm.decode.sampling import Sampling
-from jaxlm.run.directory import write_atomically
 from jaxlm.run.router_report import draw_routers
 from jaxlm.run.setup import Setup
 

@@ -1,7 +1,6 @@
 """How a run stands, from its directory alone: no array is read, nothing raised, and no more of the record than its end."""
 
 import dataclasses
-import json
 import stat
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -9,17 +8,17 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from jaxlm.config import digest, flatten, from_dict
-from jaxlm.errors import ConfigError
+from jaxlm.errors import ConfigError, DivergedError
 from jaxlm.run import goodput
 from jaxlm.run.directory import CHECKPOINTS, CONFIG, METRICS, RECORD, in_use
 from jaxlm.run.failure import FAILURE
+from jaxlm.run.objects import check_regular, explain, read_object
 from jaxlm.run.tail import Tail, read_tail
 from jaxlm.train.saved import saved_steps
 
 LOCK = "lock"
 MARKS = (CONFIG, METRICS, RECORD, FAILURE, LOCK, CHECKPOINTS)
 """What a run's directory consists of; how a run stands changes only with one of these, or when its process ends."""
-LARGEST = 1 << 24  # bytes; no configuration or list of starts comes near it
 
 Kind = Literal["finished", "running", "stopped", "failed", "empty", "imported", "broken", "foreign"]
 
@@ -65,6 +64,13 @@ class Standing:
     """Of the code at the newest start; a + after it stands for changes that were not committed."""
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Dotted fields and their plain values."""
+    fault: str = ""
+    """The kind of error that a failed run ended with."""
+
+    @property
+    def diverged(self) -> bool:
+        """Whether it failed because losses were not finite: the same run would do so again."""
+        return self.kind == "failed" and self.fault == DivergedError.__name__
 
 
 def standing(folder: Path, known: Standing | None = None) -> Standing:
@@ -85,7 +91,7 @@ def sentence(found: Standing) -> str:
         "finished": f"finished, {found.steps} steps",
         "running": f"running, {found.step} of {found.steps} steps",
         "stopped": f"stopped after {found.step} of {found.steps} steps",
-        "failed": f"failed after {found.step} of {found.steps} steps",
+        "failed": f"failed after {found.step} of {found.steps} steps" if found.steps else "failed before its first step",
         "empty": "has not taken a step",
     }.get(found.kind, found.kind)
     link = {"stopped": "; ", "failed": ": ", "broken": ": ", "foreign": ": "}.get(found.kind, ", ")
@@ -115,7 +121,7 @@ def _standing(folder: Path, known: Standing | None) -> Standing:
     facts = _read(folder, known)
     config, tail, saves = facts.config, facts.tail, facts.saves
     newest = facts.starts[-1] if facts.starts else {}
-    steps, taken = _whole(config.get("steps")), tail.train.get("step", -1) + 1
+    steps, taken = _whole(config.get("steps")) or _whole(facts.failure.get("steps")), tail.train.get("step", -1) + 1
     step = max(taken, tail.validation.get("step", 0), max(saves, default=0))
     kind, why = _kind(folder, facts, step, steps)
     spent = sum(tail.seconds.values())
@@ -128,7 +134,7 @@ def _standing(folder: Path, known: Standing | None) -> Standing:
         goodput=goodput.share(tail.seconds) if spent else None, tokens=trained, last=tail.validation, train=tail.train,
         checkpoints=saves, devices=_text(newest.get("devices")),
         commit=_text(newest.get("git_commit")) + ("+" if newest.get("git_dirty") and newest.get("git_commit") else ""),
-        config=config,
+        config=config, fault=_text(facts.failure.get("kind")) if kind == "failed" else "",
     )  # fmt: skip
 
 
@@ -138,11 +144,11 @@ def _read(folder: Path, known: Standing | None) -> _Facts:
 
     def read(name: str) -> dict[str, Any]:
         try:
-            return _read_object(folder / name)
+            return read_object(folder / name)
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, RecursionError) as fault:
-            faults.append(f"{name} {_explain(fault)}")
+            faults.append(f"{name} {explain(fault)}")
             return {}
 
     if known is not None and known.digest:
@@ -157,20 +163,20 @@ def _read(folder: Path, known: Standing | None) -> _Facts:
         starts = []
     tail = Tail({}, {}, {}, "")
     try:
-        _check_regular(folder / METRICS)
+        check_regular(folder / METRICS)
         tail = read_tail(folder / METRICS, len(starts or []))
         faults += [f"{METRICS}, {tail.fault}"] * bool(tail.fault)
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as fault:
-        faults.append(f"{METRICS} {_explain(fault)}")
+        faults.append(f"{METRICS} {explain(fault)}")
     saves: tuple[int, ...] = ()
     try:
         saves = tuple(saved_steps(folder / CHECKPOINTS))
         if not saves and (folder / CHECKPOINTS).exists() and not (folder / CHECKPOINTS).is_dir():
             faults.append(f"{CHECKPOINTS} is no folder")
     except OSError as fault:
-        faults.append(f"{CHECKPOINTS} {_explain(fault)}")
+        faults.append(f"{CHECKPOINTS} {explain(fault)}")
     return _Facts(config, fingerprint, starts or [], tail, saves, read(FAILURE), faults)
 
 
@@ -221,31 +227,6 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
-
-
-def _check_regular(path: Path) -> None:
-    """Raise where a path is something that a reader might wait for for ever, or read for ever."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError("is no file")
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    _check_regular(path)
-    if (size := path.stat().st_size) > LARGEST:
-        raise ValueError(f"is too large: {size / 2**20:.0f} MiB")
-    try:
-        values = json.loads(path.read_bytes())
-    except ValueError as fault:
-        raise ValueError(f"is not JSON: {fault}") from fault
-    if not isinstance(values, dict):
-        raise ValueError("is no object of named values")
-    return values
-
-
-def _explain(fault: Exception) -> str:
-    if isinstance(fault, OSError):
-        return f"cannot be read: {fault.strerror}"
-    return "is nested too deeply" if isinstance(fault, RecursionError) else str(fault)
 
 
 def _exists(path: Path) -> bool:

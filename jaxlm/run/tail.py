@@ -1,6 +1,7 @@
 """The newest rows of a record, read from its end: what a long run says now costs no more than what a short one does."""
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Any, NamedTuple
 from jaxlm.run import goodput
 
 BLOCK, LONGEST = 1 << 16, 1 << 22
+LOOK_BACK = 1 << 25  # bytes before the end in which rows are looked for: tens of thousands of steps
+LARGEST = 1e300  # a whole number may have more digits than a float has room for
+MOST_STEPS = 1 << 53  # a float counts no further
 SPLITS = ("train", "validation", "goodput")
 _QUOTED = {name: f'"{name}"'.encode() for name in SPLITS}
 
@@ -22,15 +26,19 @@ class Tail(NamedTuple):
     fault: str
 
 
-def read_tail(path: Path, starts: int) -> Tail:
+def read_tail(path: Path, starts: int | None = None) -> Tail:
     """Return the newest rows of metrics.jsonl and the seconds of each kind over all starts; `starts` is how many there were.
 
-    Lines further back than the last row of each split are not looked at. A last line that was cut short is left out, as in
-    `metrics.read_rows`. Raises OSError where the file cannot be read.
+    Lines further back than the last row of each split, or than `LOOK_BACK`, are not looked at. A last line that was cut short
+    is left out, as in `metrics.read_rows`. Where the number of starts is not given the seconds are those of the newest row.
+    Raises OSError where the file cannot be read.
     """
     found: dict[str, dict[str, Any]] = {}
-    fault = ""
+    fault, looked = "", 0
     for number, line in enumerate(lines_backward(path)):
+        looked += len(line) + 1
+        if looked > LOOK_BACK:
+            break
         names = [name for name in SPLITS if b'"split"' in line and _QUOTED[name] in line]
         if names and all(name in found for name in names):
             continue
@@ -43,18 +51,24 @@ def read_tail(path: Path, starts: int) -> Tail:
         if len(found) == len(SPLITS):
             break
     newest = found.get("goodput", {})
-    seconds = _seconds(newest.get("all_seconds"))
+    seconds = seconds_by_kind(newest.get("all_seconds"))
     # A row of the newest start counts all before it. After a restart rows of earlier ones are written anew, corrected.
-    if newest and newest.get("start") != starts - 1:
+    if newest and starts is not None and newest.get("start") != starts - 1:
         rows = [row for line in lines_backward(path) if b'"goodput"' in line and (row := parse_row(line)) is not None]
-        every = {row["start"]: _seconds(row.get("seconds")) for row in reversed(rows) if row["split"] == "goodput"}
+        every = {row["start"]: seconds_by_kind(row.get("seconds")) for row in reversed(rows) if row["split"] == "goodput"}
         seconds = goodput.total(every.values())
     return Tail(found.get("train", {}), found.get("validation", {}), seconds, fault)
 
 
-def _seconds(values: Any) -> dict[str, float]:
+def seconds_by_kind(values: Any) -> dict[str, float]:
+    """Return the seconds of every kind as a goodput row has them; 0 where it has no number."""
     known = values if isinstance(values, dict) else {}
-    return {kind: float(v) if isinstance(v := known.get(kind), (int, float)) else 0.0 for kind in goodput.KINDS}
+    return {kind: seconds if math.isfinite(seconds := finite(known.get(kind))) else 0.0 for kind in goodput.KINDS}
+
+
+def finite(value: Any) -> float:
+    """Return a number of a row; nan for text, null, lists and what is not finite."""
+    return float(value) if type(value) in (int, float) and abs(value) < LARGEST else math.nan
 
 
 def parse_row(line: bytes) -> dict[str, Any] | None:
@@ -64,6 +78,8 @@ def parse_row(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     if not isinstance(row, dict) or type(row.get("step")) is not int or row.get("split") not in SPLITS:
+        return None
+    if not 0 <= row["step"] < MOST_STEPS:
         return None
     return row if row["split"] != "goodput" or type(row.get("start")) is int else None
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from jaxlm.config import flatten, from_dict, to_dict
 from jaxlm.errors import ConfigError, suggest
-from jaxlm.experiment import Experiment
+from jaxlm.experiment import FREE_FIELDS, Experiment
+from jaxlm.sweep.trials import deciding
 
 Variant = dict[str, Any]
 
@@ -61,9 +62,7 @@ def named(arms: Mapping[str, Mapping[str, Any]]) -> list[Variant]:
 
 def seeds(number: int) -> list[Variant]:
     """Return the seeds 0 to number - 1 as variants; `trials(..., seeds=number)` does the same to all arms."""
-    if type(number) is not int or number < 1:
-        raise ConfigError(f"seeds({number!r}) is no number of repetitions: give a whole number of 1 or more")
-    return [{SEED: seed} for seed in range(number)]
+    return [{SEED: seed} for seed in range(_repetitions(number))]
 
 
 def product(*lists: Sequence[Variant]) -> list[Variant]:
@@ -99,27 +98,27 @@ def trials(
     """Return an experiment for every variant of `base` and each of `seeds` seeds, from the base's seed on.
 
     All arms of a seed come before the next seed, so that a sweep that ends early leaves whole comparisons. `control` is the arm
-    that others are compared with: its name, or its changes, which become an arm where they are none yet ({} is the base as it
+    that others are compared with: its name, or its changes, which become an arm where no arm is the same ({} is the base as it
     is); the first arm by default. Raises ConfigError for fields that do not exist, values that do not suit, and arms that
     cannot be told apart.
     """
     given = [dict(variant) for variant in variants]
-    if isinstance(control, Mapping) and not any(_changes(variant) == _changes(control) for variant in given):
-        given.insert(0, dict(control))
+    if isinstance(control, Mapping):
+        same = next((variant for variant in given if _decided(base, variant) == _decided(base, control)), None)
+        given = [dict(control), *given] if same is None else given
+        control = given[0] if same is None else same
     if not given:
         raise ConfigError("trials() got no variants: a sweep needs one arm or more")
     if any(SEED in variant for variant in given) and seeds != 1:
         raise ConfigError(f"seeds = {seeds} repeats variants that have seeds of their own: leave out one of the two")
-    if type(seeds) is not int or seeds < 1:
-        raise ConfigError(f"seeds = {seeds!r} is no number of repetitions: give a whole number of 1 or more")
     leaves = _short_names(name for variant in given for name in _changes(variant))
     arms = [variant.get(ARM) or _describe(variant, leaves) or base.name for variant in given]
     chosen = _control(control, given, arms)
     made = []
-    for repetition in range(seeds):
+    for repetition in range(_repetitions(seeds)):
         for arm, variant in zip(arms, given, strict=True):
             changes = {name: _plain(value) for name, value in _changes(variant).items()}
-            seed = variant.get(SEED, base.seed + repetition)
+            seed = _plain(variant.get(SEED, base.seed + repetition))
             experiment = _changed(base, changes | {"name": f"{base.name}: {arm}", SEED: seed}, arm)
             made.append(Trial(arm, experiment, changes, arm == chosen))
     check_arms(made)
@@ -127,9 +126,14 @@ def trials(
 
 
 def check_arms(made: Sequence[Trial]) -> None:
-    """Raise ConfigError where two trials have the same arm and seed, or an arm stands for several sets of changes."""
+    """Raise ConfigError where two trials cannot be told apart.
+
+    That is where they have the same arm and seed, where an arm stands for several sets of changes, and where two arms of a seed
+    differ in nothing that decides results: one run would be compared with itself.
+    """
     seen: dict[tuple[str, int], Trial] = {}
     first: dict[str, Trial] = {}
+    alike: dict[str, Trial] = {}
     for trial in made:
         key = trial.arm, trial.experiment.seed
         if first.setdefault(trial.arm, trial).changes != trial.changes:
@@ -142,6 +146,21 @@ def check_arms(made: Sequence[Trial]) -> None:
                 f"the arm {trial.arm!r} has seed {key[1]} twice: leave one out, or give the arms names with named()"
             )
         seen[key] = trial
+        same = alike.setdefault(json.dumps(deciding(trial.experiment), sort_keys=True), trial)
+        if same is not trial:
+            free = [name for name in {**same.changes, **trial.changes} if name.startswith(FREE_FIELDS)]
+            why = f"{', '.join(free)} {'does' if len(free) == 1 else 'do'} not decide results" if free else "nothing differs"
+            raise ConfigError(
+                f"the arms {same.arm!r} and {trial.arm!r} are one run, which would be compared with itself: {why}. Leave one "
+                f"out; control={trial.arm!r} names an arm as the control"
+            )
+
+
+def _repetitions(number: int) -> int:
+    number = _plain(number)
+    if type(number) is not int or number < 1:
+        raise ConfigError(f"seeds = {number!r} is no number of repetitions: give a whole number of 1 or more")
+    return number
 
 
 def _values(name: str, given: Iterable[Any]) -> list[Any]:
@@ -191,7 +210,7 @@ def _short_names(names: Iterable[str]) -> dict[str, str]:
 
 def _control(control: Mapping[str, Any] | str | None, given: Sequence[Variant], arms: Sequence[str]) -> str:
     if isinstance(control, Mapping):
-        return next(arm for arm, variant in zip(arms, given, strict=True) if _changes(variant) == _changes(control))
+        return next(arm for arm, variant in zip(arms, given, strict=True) if variant is control)
     if control is not None and control not in arms:
         raise ConfigError(
             f"control = {control!r} is none of the arms.{suggest(control, arms)} They are {', '.join(dict.fromkeys(arms))}"
@@ -205,6 +224,12 @@ def _plain(value: Any) -> Any:
     return item() if callable(item) and getattr(value, "shape", None) == () else to_dict(value)
 
 
+def _decided(base: Experiment, variant: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides the results of a variant, of the base's seed."""
+    arm = variant.get(ARM) or _describe(variant, {name: name for name in _changes(variant)}) or base.name
+    return deciding(_changed(base, _changes(variant), arm))
+
+
 def _changed(base: Experiment, changes: Mapping[str, Any], arm: str) -> Experiment:
     """Return the experiment with dotted fields changed; the more general ones first."""
     values, known = to_dict(base), flatten(base)
@@ -215,7 +240,7 @@ def _changed(base: Experiment, changes: Mapping[str, Any], arm: str) -> Experime
             inner = inner.get(part) if isinstance(inner, dict) else None
         if not isinstance(inner, dict) or last not in inner:
             raise ConfigError(f"arm {arm!r}: an experiment has no field {field!r}.{suggest(field, known)}")
-        inner[last] = changes[field]
+        inner[last] = _plain(changes[field])
     try:
         return from_dict(Experiment, values)
     except ConfigError as fault:

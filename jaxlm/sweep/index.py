@@ -70,9 +70,10 @@ def find_runs(folder: Path, *, rebuild: bool = False, tell: Callable[[int], None
                 began = time.time_ns()
                 stand = standing(Path(path), _same_config(Path(path), before, base, signature))
                 tell(read := read + 1)
-                base = base or dict(stand.config)
+                base = base or (dict(stand.config) if stand.digest else {})
                 entries[name] = _entry(stand, base, signature, began)
-                changed += stand.kind != "running" or before is None
+                unread = stand.kind == "running" or (stand.kind == "broken" and before and before.signature == signature)
+                changed += before is None or not unread
             else:
                 entries[name] = before
             found.append(stand)
@@ -130,8 +131,8 @@ def _kept(path: Path, entry: _Entry, base: dict[str, Any], signature: Signature)
     if entry.signature != signature or max(mark[1] for mark in signature) + TICK > entry.read:
         return None
     found = _standing(path, entry, base)
-    # A run that goes on says so by its lock alone.
-    return None if found.kind == "running" or (found.kind != "finished" and in_use(path)) else found
+    # A run that goes on says so by its lock alone, and of a broken one what is mended may be a permission, which has no time.
+    return None if found.kind in ("running", "broken") or (found.kind != "finished" and in_use(path)) else found
 
 
 def _same_config(path: Path, entry: _Entry | None, base: dict[str, Any], signature: Signature) -> Standing | None:
@@ -150,7 +151,7 @@ def _standing(path: Path, entry: _Entry, base: dict[str, Any]) -> Standing:
 
 def _entry(stand: Standing, base: Mapping[str, Any], signature: Signature, read: int) -> _Entry:
     config = stand.config
-    whole = not base.keys() <= config.keys()
+    whole = not base or not base.keys() <= config.keys()  # of what is read while there is no base yet, all is kept
     kept = dict(config) if whole else {name: v for name, v in config.items() if name not in base or base[name] != v}
     return _Entry(signature, read, [getattr(stand, name) for name in _FIELDS], kept, whole)
 

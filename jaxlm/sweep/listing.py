@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxlm.errors import ConfigError, suggest
+from jaxlm.run.metrics import without_nan
 from jaxlm.run.standing import Standing
 
 STANDARD = ("run", "name", "kind", "step", "steps", "loss", "bits_per_byte", "tokens/s", "goodput", "age")
@@ -46,10 +47,15 @@ def rows_of(stands: Iterable[Standing], folder: Path) -> list[Row]:
             "devices": stand.devices or None, "commit": stand.commit or None, "why": stand.why or None,
             "checkpoint": stand.checkpoints[-1] if stand.checkpoints else None, "loss": None, "bits_per_byte": None,
         }  # fmt: skip
-        values |= {name: value for name, value in stand.last.items() if name not in ("step", "split", "tokens")}
-        values |= {f"train.{name}": value for name, value in stand.train.items() if name not in ("step", "split")}
+        values |= {name: _measured(value) for name, value in stand.last.items() if name not in ("step", "split", "tokens")}
+        values |= {f"train.{name}": _measured(value) for name, value in stand.train.items() if name not in ("step", "split")}
         rows.append(Row(stand, values))
     return rows
+
+
+def _measured(value: Any) -> Any:
+    """Return a number of a row as it was: what is not finite was written as null."""
+    return math.nan if value is None else value
 
 
 class Columns:
@@ -128,9 +134,12 @@ def _holds(value: Any, sign: str, wanted: Any, text: str, condition: str) -> boo
     if isinstance(value, bool) or isinstance(wanted, bool):
         return _OPERATORS[sign](value, wanted) if sign in ("=", "!=") else False
     if isinstance(value, (int, float)) and isinstance(wanted, str):
-        if sign in ("=", "!="):
-            return sign == "!="
-        raise ConfigError(f"{condition!r} compares a number with the text {wanted!r}")
+        try:
+            wanted = float(wanted)  # it may have stood in quotes
+        except ValueError:
+            if sign in ("=", "!="):
+                return sign == "!="
+            raise ConfigError(f"{condition!r} compares a number with the text {wanted!r}") from None
     if not isinstance(value, (int, float)):
         value, wanted = _text(value), text.strip("'\"")
     return _OPERATORS[sign](value, wanted)
@@ -197,7 +206,7 @@ def duration(seconds: float) -> str:
 
 def to_json(rows: Iterable[Row]) -> str:
     """Return everything known of the runs as a JSON array; what is not a number is null."""
-    return json.dumps([_finite(_plain(row)) for row in rows], indent=1) + "\n"
+    return json.dumps([without_nan(_plain(row)) for row in rows], indent=1) + "\n"
 
 
 def _plain(row: Row) -> dict[str, Any]:
@@ -207,14 +216,6 @@ def _plain(row: Row) -> dict[str, Any]:
         "folder": str(stand.folder), "goodput": stand.goodput, "checkpoints": list(stand.checkpoints), "last": stand.last,
         "train": stand.train, "config": dict(stand.config),
     }  # fmt: skip
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(v) for name, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def to_csv(rows: Iterable[Row], columns: Sequence[str]) -> str:

@@ -20,9 +20,9 @@ from typing import IO, Literal
 
 from jaxlm.errors import ConfigError
 from jaxlm.launch.supervise import LAST_LINES, Death
-from jaxlm.run.directory import in_use
+from jaxlm.run.directory import CONFIG, METRICS, in_use
 from jaxlm.run.failure import FAILURE, forget_failure, write_failure
-from jaxlm.run.standing import standing
+from jaxlm.run.standing import Standing, standing
 from jaxlm.sweep.display import SweepDisplay
 from jaxlm.sweep.share import Share
 
@@ -53,16 +53,42 @@ class _Child:
     log: Path
     begin: int
     """Where this start's words begin in the log."""
+    seen: tuple[tuple[list[int], list[int]], Standing] | None = None
+    """When its configuration and record were changed and how long they were, and how it stood then."""
+
+    def look(self) -> Standing:
+        """Return how the run stands, read only where it has changed, its configuration only where that has."""
+        marks = _mark(self.work.run / CONFIG), _mark(self.work.run / METRICS)
+        if self.seen is None or self.seen[0] != marks:
+            known = self.seen[1] if self.seen and self.seen[0][0] == marks[0] else None
+            self.seen = marks, standing(self.work.run, known)
+        return self.seen[1]
+
+
+def _mark(path: Path) -> list[int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return []
+    return [found.st_mtime_ns, found.st_size, found.st_ino]
 
 
 class Queue:
     """Runs work, as many at a time as there are shares of this machine."""
 
-    def __init__(self, works: Sequence[Work], shares: Sequence[Share], display: SweepDisplay):
-        """Begin nothing yet; `works` are run in order."""
+    def __init__(
+        self, works: Sequence[Work], shares: Sequence[Share], display: SweepDisplay,
+        forbids: Callable[[Work], str] = lambda work: "",
+    ):  # fmt: skip
+        """Begin nothing yet; `works` are run in order.
+
+        `forbids` is asked before each begins; where it returns a reason, that one is not begun, and none after it.
+        """
         self._waiting, self._elsewhere = deque(works), deque[Work]()
         self._free, self._running = list(shares), dict[Share, _Child]()
-        self._display, self._asked = display, False
+        self._display, self._asked, self._forbids = display, False, forbids
+        self.forbidden = ""
+        """Why nothing more may begin."""
         self.endings: dict[str, Ending] = {work.label: "unbegun" for work in works}
         """How each ended, by its label."""
 
@@ -74,16 +100,16 @@ class Queue:
         """
         looked = 0.0
         try:
-            while self._running or ((self._waiting or self._elsewhere) and not stop()):
+            while self._running or ((self._waiting or self._elsewhere) and not (stop() or self.forbidden)):
                 for share, child in list(self._running.items()):
                     if child.process.poll() is not None:
                         self._settle(share, child)
                 if stop():
                     self._ask()
-                elif time.monotonic() - looked >= LOOK or (self._free and self._waiting):
+                elif time.monotonic() - looked >= LOOK or (self._free and self._waiting and not self.forbidden):
                     looked = time.monotonic()
                     self._fill()
-                    self._display.look({c.work.label: standing(c.work.run) for c in self._running.values()})
+                    self._display.look({child.work.label: child.look() for child in self._running.values()})
                 time.sleep(TICK)
         finally:
             for child in self._running.values():
@@ -95,10 +121,10 @@ class Queue:
 
     def _fill(self) -> None:
         """Begin what can be begun; what others train goes to the end."""
-        for _ in range(len(self._elsewhere)):  # each is looked at once
+        for _ in range(0 if self.forbidden else len(self._elsewhere)):  # each is looked at once
             work = self._elsewhere.popleft()
             (self._begin if self._free else self._elsewhere.append)(work)
-        while self._free and self._waiting:
+        while self._free and self._waiting and not self.forbidden:
             self._begin(self._waiting.popleft(), new=True)
 
     def _begin(self, work: Work, new: bool = False) -> None:
@@ -114,6 +140,11 @@ class Queue:
         if standing(work.run).kind == "finished":
             claim.close()
             self._end(work, "finished", "finished by another process")
+            return
+        self.forbidden = self._forbids(work)
+        if self.forbidden:
+            claim.close()
+            self._waiting.appendleft(work)
             return
         share = self._free.pop(0)
         forget_failure(work.run)
@@ -187,7 +218,8 @@ def _write_down(child: _Child, step: int) -> None:
     if status < 0:
         kind = how.rpartition(" ")[2]
         memory = ", as the system does when memory runs out" if status == -signal.SIGKILL else ""
-        write_failure(child.work.run, kind, f"its process {how}{memory}", lines, step)
+        write_failure(child.work.run, kind, f"its process {how}{memory}", lines, step, child.work.steps)
     else:
-        words = " ".join(lines[said[-1] :]).removeprefix("error: ") if said else f"its process {how}"
-        write_failure(child.work.run, f"exit status {status}", words, lines, step)
+        last = next((line.strip() for line in reversed(lines) if line.strip()), f"its process {how}")
+        words = " ".join(lines[said[-1] :]).removeprefix("error: ") if said else last
+        write_failure(child.work.run, f"exit status {status}", words, lines, step, child.work.steps)

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -81,11 +81,16 @@ class Record:
         return arms
 
 
-def load_sweep(path: Path) -> Sweep:
+def load_sweep(path: Path, name: str = "") -> Sweep:
     """Run a sweep's file and return what its sweep() returns or yields; `FILE.py:NAME` calls another function of the file.
 
-    Every fault is a ConfigError with its place.
+    `name` is what the sweep is called in the place of its file's. Every fault is a ConfigError with its place.
     """
+    if path.suffix == ".json" or path.is_dir():
+        kind = "the configuration of one run, which `jaxlm train` takes" if path.suffix == ".json" else "a folder"
+        raise ConfigError(f"{path} is {kind}: a sweep is a .py file that defines sweep(). {_HOW}")
+    if name and (name != Path(name).name or name.startswith(".")):
+        raise ConfigError(f"--name {name} names no folder: give a name without slashes that does not begin with a dot")
 
     def take(found: Any) -> tuple[Trial, ...]:
         if not isinstance(found, Iterable) or isinstance(found, (str, dict)):
@@ -101,9 +106,9 @@ def load_sweep(path: Path) -> Sweep:
             raise ConfigError(f"{said} marked as the control: exactly one arm is what others are compared with. {_HOW}")
         return trials
 
-    trials, file, name = call_function(path, "sweep", "trials", take)
+    trials, file, function = call_function(path, "sweep", "trials", take)
     control = next(trial.arm for trial in trials if trial.control)
-    own = file.stem if name == "sweep" else f"{file.stem}:{name}"
+    own = name or (file.stem if function == "sweep" else f"{file.stem}:{function}")
     about = _docstring(file)
     return Sweep(own, about, file, trials, control)
 
@@ -128,26 +133,39 @@ def settle(sweep: Sweep, runs: Path, *, any_code: bool = False) -> Record:
     With `any_code` a trial that another version of the code has finished, and this one has not, takes that run. Raises
     ConfigError or DataError where a trial's data cannot be found.
     """
-    entries = []
+    entries, code, keys = [], code_digest(), {}
     if folder_of(runs, sweep.name).name == RUNS:
-        raise ConfigError(f"a sweep cannot be called {RUNS!r}, which is where runs live: rename {sweep.file}")
+        raise ConfigError(f"a sweep cannot be called {RUNS!r}, which is where runs live: rename {sweep.file}, or give a --name")
     for trial in sweep.trials:
-        name = digest(trial.experiment)
+        name = digest(trial.experiment, code, keys)
         run = runs / RUNS / name
         if any_code and standing(run).kind != "finished":
-            run = next((other for other in versions_of(runs, name) if standing(other).kind == "finished"), run)
+            run = next(finished_otherwise(runs, name), run)
         entries.append(Entry(trial.arm, trial.experiment.seed, trial.changes, trial.control, run, name))
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    folder, file = folder_of(runs, sweep.name), str(sweep.file)
-    return Record(folder, sweep.name, sweep.about, file, sweep.control, tuple(entries), code_digest(), now)
+    folder, file = folder_of(runs, sweep.name), str(sweep.file.absolute())
+    return Record(folder, sweep.name, sweep.about, file, sweep.control, tuple(entries), code, now)
+
+
+def finished_otherwise(runs: Path, name: str) -> Iterator[Path]:
+    """Yield the finished runs of what `name` (a digest) asks that other versions of the code have made."""
+    yield from (other for other in versions_of(runs, name) if standing(other).kind == "finished")
 
 
 def write_record(record: Record) -> Record:
-    """Write the record where it has changed, whole or not at all, and return it as it now stands in its folder."""
+    """Write the record where it has changed, whole or not at all, and return it as it now stands in its folder.
+
+    Raises ConfigError where another file's sweep is recorded there.
+    """
     try:
         before = read_record(record.folder)
     except ConfigError:
         before = None
+    if before is not None and Path(before.file).exists() and not Path(before.file).samefile(record.file):
+        raise ConfigError(
+            f"{record.folder} records the sweep of {before.file}, and this is {record.file}: give one of them another name "
+            "with --name, or the two another --runs"
+        )
     if before is not None and dataclasses.replace(before, time=record.time) == record:
         return before
     trials = [
@@ -160,7 +178,7 @@ def write_record(record: Record) -> Record:
     values = {name: getattr(record, name) for name in ("name", "about", "file", "control", "code", "time")} | {"trials": trials}
     try:
         record.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(record.folder / RECORD, (json.dumps(values, indent=2) + "\n").encode())
+        write_atomically(record.folder / RECORD, json.dumps(values, indent=2) + "\n")
     except OSError as fault:
         raise ConfigError(f"{record.folder} cannot be written: {fault.strerror}. Choose another place with --runs") from fault
     return record

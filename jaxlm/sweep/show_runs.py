@@ -29,6 +29,8 @@ def show_runs(
     Runs that cannot be read, and folders that only look like runs, are told of below it; the former have a row where something
     is known of them. Raises ConfigError for a column or condition that is none, CheckpointError where there is no such folder.
     """
+    if json and (csv is not None or columns):
+        raise ConfigError("--json prints all that is known of the runs: leave out --csv and --columns")
     out = Console(highlight=False)
     with console().status("looking for runs") as waiting:
         stands = find_runs(folder, rebuild=rebuild, tell=lambda read: waiting.update(f"read {read:,} runs"))
@@ -50,7 +52,10 @@ def show_runs(
     differ = [] if wanted else differing(shown)
     columns = wanted or [name for name in STANDARD if name not in ("name", "steps") or _tells(shown, name)]
     if csv is not None:
-        write_atomically(csv, to_csv(shown, [*columns, *differ]).encode())
+        try:
+            write_atomically(csv, to_csv(shown, [*columns, *differ]))
+        except OSError as fault:
+            raise ConfigError(f"--csv {csv} cannot be written: {fault.strerror}. Name a file in another folder") from fault
         out.print(f"{len(shown):,} runs in {csv}", markup=False, soft_wrap=True)
     else:
         _print_table(out, shown, columns, differ)
@@ -60,7 +65,8 @@ def show_runs(
         out.print(f"no runs in {folder}", markup=False, soft_wrap=True)
     elif not chosen:
         out.print(f"none of {len(everything):,} runs fulfils {' and '.join(where)}", markup=False, soft_wrap=True)
-    _print_faults(out, [row for row in chosen if row.stand.kind in ("broken", "foreign")])
+    _print_faults(out, "failed", [row for row in shown if row.stand.kind == "failed"])
+    _print_faults(out, "not read", [row for row in chosen if row.stand.kind in ("broken", "foreign")])
 
 
 def _says_something(stand: Standing) -> bool:
@@ -107,10 +113,10 @@ def _print_table(out: Console, rows: Sequence[Row], columns: Sequence[str], diff
         out.print(f"they differ, too, in {', '.join(left_out)}: --columns shows them, --json all", markup=False, soft_wrap=True)
 
 
-def _print_faults(out: Console, rows: Sequence[Row]) -> None:
+def _print_faults(out: Console, words: str, rows: Sequence[Row]) -> None:
     for row in rows[:FAULTS]:
-        out.print(f"not read: {row['run']}: {row.stand.why}", markup=False, soft_wrap=True)
+        out.print(f"{words}: {row['run']}: {' '.join(row.stand.why.split())}", markup=False, soft_wrap=True)
     if len(rows) > FAULTS:
-        out.print(
-            f"{len(rows) - FAULTS:,} more are not read: --where kind=broken --json lists them", markup=False, soft_wrap=True
-        )
+        kind = rows[0].stand.kind
+        left = f"{len(rows) - FAULTS:,} more: {words}; --where kind={kind} --json lists them"
+        out.print(left, markup=False, soft_wrap=True)

@@ -1,12 +1,12 @@
 """What a sweep has found: every arm against the control, seed by seed, with intervals.
 
-All numbers are functions of the configurations and seeds of finished runs, in the order of the sweep's file: neither the
-order in which trials ran nor their interruptions show. What they cost in time, which differs from day to day, is kept apart.
+All numbers are functions of the configurations and seeds of the runs that came to their end, in the order of the sweep's file:
+neither the order in which trials ran nor their interruptions show. What they cost in time, which differs from day to day, is
+kept apart.
 """
 
 import csv
 import io
-import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlm.data.storage import write_atomically
-from jaxlm.errors import ConfigError, suggest
-from jaxlm.eval.comparison import Effect, adjusted, describe, paired, summary
-from jaxlm.run.directory import METRICS
-from jaxlm.run.metrics import read_rows
+from jaxlm.errors import CheckpointError
+from jaxlm.eval.comparison import Effect, describe, summary
+from jaxlm.run.directory import METRICS, read_starts
+from jaxlm.run.metrics import each_row, without_nan
 from jaxlm.run.standing import standing
+from jaxlm.sweep.arms import Comparison, Finished, Runs, compare, plain_number, setup_of, speed_up, unmeasured
+from jaxlm.sweep.notes import said_of_differences, said_of_runs, said_of_setups, title
 from jaxlm.sweep.read import Entry, Record, read_record
-
-Rows = list[dict[str, Any]]
 
 # What is said of routers: a field of training rows, its column, over the whole run or at its end, and in which unit.
 _ROUTERS = (
@@ -52,165 +52,142 @@ def tabulate(folder: Path, metrics: Sequence[str] = ("loss",)) -> Table:
 
 
 def tabulate_record(record: Record, metrics: Sequence[str] = ("loss",)) -> Table:
-    """Return the comparison of a sweep's finished runs by these fields of their last validation."""
-    found: dict[str, dict[int, Rows]] = {}
-    hours, tokens = {}, {}
+    """Return the comparison of a sweep's runs that came to their end, by these fields of their last validation.
+
+    One that diverged counts with values that are not finite; of others that failed or cannot be read the notes tell. A field
+    that no validation has is told of there, too: what was trained is shown in any case.
+    """
+    found, arms = {arm: _read_arm(entries) for arm, entries in record.arms.items()}, []
+    runs, failed = ({arm: getattr(each, name) for arm, each in found.items()} for name in ("runs", "failed"))
+    compared = {metric: compare(runs, record.control, metric) for metric in metrics}
     for arm, entries in record.arms.items():
-        stands = [(entry, standing(entry.run)) for entry in sorted(entries, key=lambda entry: entry.seed)]
-        done = [(entry, stand) for entry, stand in stands if stand.kind == "finished"]
-        found[arm] = {entry.seed: read_rows(entry.run / METRICS) for entry, _ in done}
-        hours[arm] = sum(stand.seconds for _, stand in done) / 3600
-        tokens[arm] = sum(stand.tokens for _, stand in done)
-    _check_metrics(metrics, found)
-    arms = [
-        _arm(arm, entries, found, record.control, metrics) | {"tokens": tokens[arm]} for arm, entries in record.arms.items()
-    ]
-    notes = [*_notes(record, found), *(note for metric in metrics for note in _corrected(arms, metric))]
+        made = _arm(arm, entries, found[arm], runs, record.control)
+        made["metrics"] = {metric: _metric(each[arm]) for metric, each in compared.items()}
+        made["failed"] = {str(seed): why for seed, why in failed[arm].items()}
+        arms.append(made | {"tokens": found[arm].tokens})
+    notes = [*said_of_runs(record, runs, failed), *said_of_setups(runs, record.control)]
+    notes += unmeasured(metrics, (run.rows for each in runs.values() for run in each.values()))
+    notes += [note for metric in metrics for note in said_of_differences(arms, metric)]
     numbers = {"name": record.name, "control": record.control, "metrics": list(metrics), "arms": arms, "notes": notes}
     routers = [column for field, column, *_ in _ROUTERS if any(field in arm for arm in arms)]
-    named = [name for metric in metrics for name in (_title(metric), f"{_title(metric)} minus {record.control}")]
-    heading = ["arm", "seeds", *named, f"speed-up to {record.control}'s loss", *routers, "tokens"]
-    return Table(heading, [_texts(arm, metrics, routers) for arm in arms], numbers, hours)
+    named = [name for metric in metrics for name in (title(metric), f"{title(metric)} minus {record.control}")]
+    heading = ["arm", "seeds", *named, f"speed-up in steps to {record.control}'s loss", *routers, "tokens"]
+    rows = [_texts(arm, metrics, routers) for arm in arms]
+    return Table(heading, rows, numbers, {arm: each.hours for arm, each in found.items()})
 
 
-def _arm(
-    arm: str, entries: Sequence[Entry], found: Mapping[str, Mapping[int, Rows]], control: str, metrics: Sequence[str]
-) -> dict[str, Any]:
-    """Return what is known of an arm as plain values."""
-    runs, reference = found[arm], found[control]
+class _Read(NamedTuple):
+    """What the runs of an arm say, by seed."""
+
+    runs: dict[int, Finished]
+    """Of those that finished or diverged, their validations alone."""
+    routers: dict[str, list[float]]
+    """Of each of these runs what its routers did, by field."""
+    failed: dict[int, str]
+    """Why others have no result, and will have none before they are tried again."""
+    hours: float
+    tokens: int
+
+
+def _read_arm(entries: Sequence[Entry]) -> _Read:
+    runs, routers, failed, hours, tokens = {}, {field: [] for field, *_ in _ROUTERS}, {}, 0.0, 0
+    for entry in sorted(entries, key=lambda entry: entry.seed):
+        stand = standing(entry.run)
+        if stand.kind in ("failed", "broken") and not stand.diverged:
+            failed[entry.seed] = _short(stand.why)
+        if stand.kind != "finished" and not stand.diverged:
+            continue
+        try:
+            rows, measured = _read_run(entry.run / METRICS)
+        except (OSError, CheckpointError) as fault:
+            failed[entry.seed] = _short(str(fault))
+            continue
+        starts = read_starts(entry.run)
+        runs[entry.seed] = Finished(rows, setup_of(entry.run, stand.config, starts), stand.diverged)
+        for field, value in measured.items():
+            routers[field].append(value)
+        hours += stand.seconds / 3600
+        tokens += stand.tokens
+    return _Read(runs, routers, failed, hours, tokens)
+
+
+def _read_run(path: Path) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Return a run's validations, and what its routers did; its record is read once, and no more of it is kept."""
+    validations, newest, over = [], {}, {field: [] for field, _, throughout, _ in _ROUTERS if throughout}
+    for row in each_row(path):
+        if row["split"] == "validation":
+            validations.append(row)
+        elif row["split"] == "train":
+            newest = row
+            for field, values in over.items():
+                if row.get(field) is not None:
+                    values.append(plain_number(row[field]))
+    means = {field: float(np.mean(values)) if values else math.nan for field, values in over.items()}
+    return validations, {field: means[field] if field in means else plain_number(newest.get(field)) for field, *_ in _ROUTERS}
+
+
+def _short(why: str) -> str:
+    words = " ".join(why.split())
+    return words if len(words) <= 160 else f"{words[:157]}..."
+
+
+def _arm(arm: str, entries: Sequence[Entry], read: _Read, runs: Mapping[str, Runs], control: str) -> dict[str, Any]:
+    """Return what is known of an arm beside its metrics as plain values."""
     known: dict[str, Any] = {
         "arm": arm, "control": arm == control, "changes": entries[0].changes,
-        "seeds": list(runs), "planned": len(entries),
+        "seeds": list(read.runs), "planned": len(entries),
     }  # fmt: skip
-    for metric in metrics:
-        values = _lasts(runs, metric)
-        effect = paired(values, _lasts(reference, metric)) if arm != control else None
-        known[metric] = {
-            "values": {str(seed): _finite(value) for seed, value in values.items()},
-            "mean": _mean(values.values()),
-            "difference": _plain(effect),
-        }
-    common = [seed for seed in runs if seed in reference]
-    if arm != control and common:
-        steps = {seed: steps_to(runs[seed], last(reference[seed], "loss")) for seed in common}
-        ratios = {seed: _length(reference[seed]) / step for seed, step in steps.items() if step}
+    if arm != control and (speed := speed_up(read.runs, runs[control])):
         known["speed_up"] = {
-            "values": {str(seed): ratio for seed, ratio in ratios.items()}, "pairs": len(common),
-            "mean": _mean(ratios.values()) if len(ratios) == len(common) else None,
-        }  # fmt: skip
-    for field, _, throughout, scale in _ROUTERS:
-        values = [(over_run if throughout else last)(rows, field, "train") * scale for rows in runs.values()]
+            "values": {str(seed): ratio for seed, ratio in speed.values.items()}, "pairs": speed.pairs,
+            "mean": _mean(speed.values.values()) if speed.mean else None,
+        } | ({"why": speed.why} if speed.why else {})  # fmt: skip
+    for field, _, _, scale in _ROUTERS:
+        values = [value * scale for value in read.routers[field]]
         if values and not any(map(math.isnan, values)):
             known[field] = float(np.mean(values))
     return known
 
 
+def _metric(made: Comparison) -> dict[str, Any]:
+    """Return what is known of a metric of an arm as plain values."""
+    known = {
+        "values": {str(seed): without_nan(value) for seed, value in made.values.items()},
+        "mean": _mean(made.values.values()),
+        "difference": without_nan(made.difference._asdict()) if made.difference else None,
+    }
+    if made.difference:
+        known["difference"]["adjusted_p"] = without_nan(made.p)
+    return known | ({"refused": made.refused} if made.refused else {})
+
+
 def _texts(arm: dict[str, Any], metrics: Sequence[str], routers: Sequence[str]) -> list[str]:
-    cells = [arm["arm"], f"{len(arm['seeds'])}" + (f" of {arm['planned']}" if len(arm["seeds"]) < arm["planned"] else "")]
+    count = f"{len(arm['seeds'])}" + (f" of {arm['planned']}" if len(arm["seeds"]) < arm["planned"] else "")
+    cells = [arm["arm"], count + (f", {len(arm['failed'])} failed" if arm["failed"] else "")]
     for metric in metrics:
-        effect = arm[metric]["difference"]
-        cells += [_interval(arm[metric]["mean"], 4), describe(_effect(effect)) if effect else "-"]
-    speed = arm.get("speed_up")
-    reached = f"reached by {len(speed['values'])} of {speed['pairs']}" if speed else "-"
-    cells.append(_interval(speed["mean"], 2) if speed and speed["mean"] else reached)
+        known = arm["metrics"][metric]
+        effect = known["difference"]
+        said = known.get("refused", "-")
+        cells += [_interval(known["mean"], 4), describe(_effect(effect)) if effect else said]
+    cells.append(_speed(arm.get("speed_up")))
     for field, column, *_ in _ROUTERS:
         if column in routers:
             cells.append(f"{arm[field]:.2f}" if field in arm else "-")
     return [*cells, f"{arm['tokens'] / 1e6:,.2f}M"]
 
 
-def _notes(record: Record, found: Mapping[str, Mapping[int, Rows]]) -> list[str]:
-    notes = []
-    missing = sum(entry.seed not in found[entry.arm] for entry in record.trials)
-    if missing:
-        notes.append(f"{missing} of {len(record.trials)} trials are not finished and not counted.")
-    others = [entry.label for entry in record.trials if entry.other_code and entry.seed in found[entry.arm]]
-    if others:
-        notes.append(f"Trained by another version of the code than {record.code[:6]}: {'; '.join(others)}.")
-    return notes
-
-
-def _corrected(arms: list[dict[str, Any]], metric: str) -> list[str]:
-    """Add to every difference its p among all of them, and return what holds in words; nothing is to be said of one arm."""
-    effects = [_effect(arm[metric]["difference"]) if arm[metric]["difference"] else None for arm in arms]
-    for arm, effect, p in zip(arms, effects, adjusted(effects), strict=True):
-        if effect:
-            arm[metric]["difference"]["adjusted_p"] = p if math.isfinite(p) else None
-    known = [arm for arm, effect in zip(arms, effects, strict=True) if effect and math.isfinite(effect.p)]
-    if len(known) < 2:
-        return []
-    holding = [arm["arm"] for arm in known if arm[metric]["difference"]["adjusted_p"] < 0.05]
-    found = f"the differences of {'; '.join(holding)} hold" if holding else "no difference holds"
-    return [f"{_title(metric)}: {len(known)} arms were compared; by Holm's correction {found} at 5 %."]
-
-
-def _check_metrics(metrics: Sequence[str], found: Mapping[str, Mapping[int, Rows]]) -> None:
-    """Raise ConfigError for a metric that no finished run has."""
-    ends = [row for runs in found.values() for rows in runs.values() for row in rows if row["split"] == "validation"]
-    known = {name for row in ends for name, value in row.items() if not isinstance(value, (str, list))} - {"step"}
-    for metric in metrics:
-        if ends and metric not in known:
-            raise ConfigError(
-                f"no validation of this sweep has {metric!r}.{suggest(metric, known)} It has {', '.join(sorted(known))}"
-            )
-
-
-def steps_to(rows: Rows, loss: float) -> float | None:
-    """Return the step at which validation loss first comes down to `loss`, between two evaluations by a straight line."""
-    curve = [(row["step"], row["loss"]) for row in rows if row["split"] == "validation" and row.get("loss") is not None]
-    if curve and curve[0][1] <= loss:
-        return float(curve[0][0])
-    for (before, high), (after, low) in itertools.pairwise(curve):
-        if low <= loss:
-            return before + (after - before) * (high - loss) / max(high - low, 1e-12)
-    return None
-
-
-def last(rows: Rows, name: str, split: str = "validation") -> float:
-    """Return a field's last value, the mean over mixture layers where it has one for each; nan where it is none.
-
-    A run that diverged has nan there, and not what it had before.
-    """
-    newest = next((row for row in reversed(rows) if row["split"] == split), {})
-    value = newest.get(name)
-    if isinstance(value, list):
-        return float(np.mean([math.nan if part is None else part for part in value]))
-    return math.nan if value is None else float(value)
-
-
-def over_run(rows: Rows, name: str, split: str = "train") -> float:
-    """Return the mean of a field over a run's rows and mixture layers; nan where it has none."""
-    found = [np.mean(row[name]) for row in rows if row["split"] == split and row.get(name) is not None]
-    return float(np.mean(found)) if found else math.nan
-
-
-def _lasts(runs: Mapping[int, Rows], metric: str) -> dict[int, float]:
-    return {seed: last(rows, metric) for seed, rows in runs.items()}
-
-
-def _length(rows: Rows) -> int:
-    return max((row["step"] for row in rows if row["split"] == "validation"), default=0)
-
-
-def _title(metric: str) -> str:
-    return f"validation {metric.replace('_', ' ')}"
+def _speed(speed: Mapping[str, Any] | None) -> str:
+    if not speed or "why" in speed:
+        return "-"
+    if not speed["mean"]:
+        return f"reached by {len(speed['values'])} of {speed['pairs']}"
+    return _interval(speed["mean"], 2) + (", one seed" if speed["pairs"] == 1 else "")
 
 
 def _mean(values: Iterable[float]) -> dict[str, Any] | None:
     """Return a mean over seeds and its interval; a test of its being 0 would mean nothing."""
     found = list(values)
-    return _plain(summary(found)._replace(p=math.nan)) if found else None
-
-
-def _plain(effect: Effect | None) -> dict[str, Any] | None:
-    """Return an effect as JSON has it: what is not a number is null."""
-    if effect is None:
-        return None
-    return {name: _finite(value) if isinstance(value, float) else value for name, value in effect._asdict().items()}
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return without_nan(summary(found)._replace(p=math.nan)._asdict()) if found else None
 
 
 def _effect(values: Mapping[str, Any]) -> Effect:
@@ -233,19 +210,21 @@ def write_table(folder: Path, table: Table) -> None:
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in (table.heading, *table.rows)]
     lines.insert(1, "|---|" + "---:|" * (len(table.heading) - 1))
     text = "\n".join([*lines, *(f"\n{note}" for note in table.numbers["notes"])]) + "\n"
-    write_atomically(folder / "table.md", text.encode())
-    write_atomically(folder / "table.csv", to_csv(table).encode())
-    write_atomically(folder / "table.json", (json.dumps(table.numbers, indent=2) + "\n").encode())
+    write_atomically(folder / "table.md", text)
+    write_atomically(folder / "table.csv", to_csv(table))
+    write_atomically(folder / "table.json", json.dumps(table.numbers, indent=2) + "\n")
 
 
 def to_csv(table: Table) -> str:
     """Return the table's numbers as CSV: a line for each arm, a column for each number."""
     lines = []
     for arm in table.numbers["arms"]:
-        line = {"arm": arm["arm"], "control": arm["control"], "seeds": len(arm["seeds"]), "planned": arm["planned"]}
+        line = {name: arm[name] for name in ("arm", "control", "planned")}
+        line |= {"seeds": len(arm["seeds"]), "failed": len(arm["failed"])}
         for metric in table.numbers["metrics"]:
-            line |= {f"{metric} {k}": v for k, v in (arm[metric]["mean"] or {}).items() if k in ("mean", "low", "high")}
-            line |= {f"{metric} difference {k}": v for k, v in (arm[metric]["difference"] or {}).items()}
+            known = arm["metrics"][metric]
+            line |= {f"{metric} {k}": v for k, v in (known["mean"] or {}).items() if k in ("mean", "low", "high")}
+            line |= {f"{metric} difference {k}": v for k, v in (known["difference"] or {}).items()}
         line |= {f"speed-up {k}": v for k, v in ((arm.get("speed_up") or {}).get("mean") or {}).items() if k != "method"}
         line |= {column: arm[field] for field, column, *_ in _ROUTERS if field in arm}
         lines.append(line | {"tokens": arm["tokens"]})

@@ -1,81 +1,56 @@
 """Where a trial's run lives: a folder named after everything that decides its result."""
 
-import functools
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import jaxlm
 from jaxlm.config import flatten
 from jaxlm.data.data_config import DataConfig
 from jaxlm.data.prepare import data_key
 from jaxlm.experiment import FREE_FIELDS, Experiment
+from jaxlm.run.sources import code_digest
 from jaxlm.train.checkpoint import CHECKSUMS, saved_steps
 
 RUNS = "trials"  # the folder, beside the sweeps' own, of the runs that all sweeps share
-_RECIPE, _CODE = 10, 6  # hexadecimal digits of a run's name that stand for what was asked, and for the code that did it
-_IMPORT = re.compile(r"^\s*(?:from\s+(jaxlm[\w.]*)\s+import\s+(\([^)]*\)|.*)|import\s+(jaxlm[\w.]+))", re.MULTILINE)
+_RECIPE, CODE = 10, 6  # hexadecimal digits of a run's name that stand for what was asked, and for the code that did it
 
 
-def digest(experiment: Experiment) -> str:
+def digest(experiment: Experiment, code: str | None = None, keys: dict[DataConfig, str] | None = None) -> str:
     """Return the 16 hexadecimal digits that name a trial's run: ten of what is asked (`recipe`), six of the code.
 
-    Raises ConfigError or DataError where the data cannot be found.
+    `code` is `code_digest()` where it is known, `keys` as in `recipe`. Raises ConfigError or DataError where the data cannot be
+    found.
     """
-    return recipe(experiment) + code_digest()[:_CODE]
+    return recipe(experiment, keys) + (code or code_digest())[:CODE]
 
 
-def recipe(experiment: Experiment) -> str:
+def recipe(experiment: Experiment, keys: dict[DataConfig, str] | None = None) -> str:
     """Return ten hexadecimal digits of what is asked: the configuration, less what results do not depend on, and its data.
 
-    Data counts by its content, and so do runs that are begun from or compared with.
+    Data counts by its configuration, paths included, and by its content, so that a copy elsewhere is another recipe; of runs
+    that are begun from or compared with the path counts, too, and what their newest checkpoint holds. `keys` remembers the
+    content of data from one call to the next.
     """
-    decisive = {name: value for name, value in flatten(experiment).items() if not name.startswith(FREE_FIELDS)}
-    decisive["data"] = _data_key(experiment.data)
+    decided = deciding(experiment)
+    keys = {} if keys is None else keys
+    if experiment.data not in keys:
+        keys[experiment.data] = data_key(experiment.data)
+    decided["data"] = keys[experiment.data]
     for home in filter(None, (experiment.init_from, experiment.preference.reference_run)):
-        decisive[f"run {home}"] = _contents(Path(home))
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:_RECIPE]
+        decided[f"run {home}"] = _contents(Path(home))
+    return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:_RECIPE]
+
+
+def deciding(experiment: Experiment) -> dict[str, Any]:
+    """Return the dotted fields that results depend on, and their plain values."""
+    return {name: value for name, value in flatten(experiment).items() if not name.startswith(FREE_FIELDS)}
 
 
 def versions_of(runs: Path, name: str) -> Iterator[Path]:
     """Yield the runs of what `name` (a digest) asks that other versions of the code have begun, in the order of their names."""
     yield from (path for path in sorted((runs / RUNS).glob(f"{name[:_RECIPE]}*")) if path.name != name and path.is_dir())
-
-
-@functools.cache
-def code_digest() -> str:
-    """Return 16 hexadecimal digits of the code that training runs through: all files of this package that it imports.
-
-    The same on any machine that has the same sources; what only reads runs, draws or reports does not count.
-    """
-    root = Path(jaxlm.__file__).parent
-    total = hashlib.sha256()
-    for path in sorted(imported_files(root, root / "run" / "loop.py"), key=lambda path: path.relative_to(root).as_posix()):
-        content = path.read_bytes().replace(b"\r\n", b"\n")
-        total.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
-    return total.hexdigest()[:16]
-
-
-def imported_files(root: Path, first: Path) -> set[Path]:
-    """Return the files of the package in `root` that `first` imports, directly or not, and itself."""
-    found, left = set(), [first]
-    while left:
-        path = left.pop()
-        if path in found:
-            continue
-        found.add(path)
-        for module, names, plain in _IMPORT.findall(path.read_text(encoding="utf-8")):
-            base = root.joinpath(*(module or plain).split(".")[1:])
-            candidates = [base, *(base / name for name in re.findall(r"\w+", names))]
-            left += [file for file in (candidate.with_suffix(".py") for candidate in candidates) if file.is_file()]
-    return found
-
-
-@functools.cache
-def _data_key(config: DataConfig) -> str:
-    return data_key(config)
 
 
 def _contents(run: Path) -> str:

@@ -38,7 +38,18 @@ def test_a_run_that_diverged_is_not_left_out():
 
 
 def test_differences_all_alike():
-    assert paired({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0})[:4] == (0.0, 0.0, 0.0, 0.0)
+    """No spread is no certainty: two seeds that differ by the same would otherwise be significant at any level."""
+    same = paired({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0})
+    assert (same.mean, same.p, same.method) == (0.0, 1.0, "none") and np.isnan(same[1:4]).all()
+    assert describe(same) == "0.0000, 2 seeds: no difference in any"
+    for seeds in (2, 12):
+        control = {seed: 3.0 + 0.1 * seed for seed in range(seeds)}
+        shifted = paired({seed: value - 0.1 for seed, value in control.items()}, control)  # alike but for their last bits
+        assert shifted.mean == pytest.approx(-0.1) and np.isnan([*shifted[1:4], shifted.p]).all()
+        assert describe(shifted, 2) == f"-0.10, {seeds} seeds: no spread to judge by"
+    assert adjusted([shifted, same]) == pytest.approx([math.nan, 1.0], nan_ok=True)
+    assert summary([2.0, 2.0]).method == "none" and math.isnan(summary([2.0, 2.0]).low)
+    assert paired({0: 1e-9, 1: 3e-9}, {0: 0.0, 1: 0.0}).method == "t"  # small is not alike
     one_of_eight = summary([0.0] * 7 + [1.0])  # a third of the resamples would be all zeros
     assert one_of_eight.method == "t" and one_of_eight.low < 0 < one_of_eight.high
 
@@ -119,6 +130,11 @@ def test_bootstrap_over_items():
     half = 1.96 * items.std() / 20  # seeds that answer the items alike do not make them more
     assert found.mean == pytest.approx(items.mean(), abs=0.02) and found.seeds == 3 and found.method == "bootstrap"
     assert found.high - found.mean == pytest.approx(half, rel=0.1) and found.mean - found.low == pytest.approx(half, rel=0.1)
+    for row in generator.normal(0.4, 1.0, (200, 14)):
+        effect = bootstrap_items(row, 999)
+        near = 0.04 < effect.p < 0.06  # a single resample more or less decides
+        assert near or (effect.p < 0.05) == (effect.low > 0 or effect.high < 0), effect
+    assert 0 < bootstrap_items(np.arange(1.0, 41.0), 999).p < 0.01  # no resample reaches 0, which is not p = 0
     held = [(e := bootstrap_items(row, 500)).low <= 0 <= e.high for row in generator.normal(size=(800, 12))]
     assert 0.925 <= np.mean(held) <= 0.97, np.mean(held)
     with pytest.raises(ValueError):

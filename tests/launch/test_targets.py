@@ -15,6 +15,34 @@ from jaxlm.config import from_dict
 from jaxlm.experiment import Experiment
 from jaxlm.experiment_file import load_experiment
 from jaxlm.launch.job import SECRET
+from jaxlm.launch.start import TARGETS, target_of
+
+STAGES = {
+    "slurm": {
+        "live": ("RUNNING", "PENDING (Priority)", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED", "REQUEUED", "SPECIAL_EXIT"),
+        "done": ("COMPLETED",), "ended": ("CANCELLED by 1000", "CANCELLED+", "TIMEOUT", "gone: Slurm no longer knows the job"),
+    },
+    "tpu-vm": {
+        "live": ("ACTIVE, running", "WAITING_FOR_RESOURCES", "PROVISIONING"), "done": ("ACTIVE, complete",),
+        "ended": ("ACTIVE, ended with exit status 1", "ACTIVE, not started", "SUSPENDED", "gone: the slice was deleted"),
+    },
+    "gke": {"live": ("RUNNING (1 ready, 0 restarts)", "PENDING (no pods yet, 0 restarts)"), "done": ("Completed",),
+            "ended": ("Failed", "gone: the JobSet was deleted")},
+    "xpk": {"live": ("RUNNING (1 ready, 0 restarts)",), "done": ("Completed",), "ended": ("Failed",)},
+    "local": {"live": ("RUNNING",), "done": (), "ended": ("COMPLETED", "FAILED: process 0 was killed by SIGKILL", "STOPPED")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("target", STAGES)
+def test_what_a_state_means_for_another_job(target):
+    assert set(STAGES) == set(TARGETS)
+    for stage, states in STAGES[target].items():
+        assert [TARGETS[target][1].stage(state) for state in states] == [stage] * len(states)
+
+
+def test_no_arguments_name_this_machine():
+    assert target_of([]) is target_of(["--on", "local"]) is TARGETS["local"][0]
+
 
 TPU_VM = ("--accelerator-type", "v5litepod-8", "--runtime-version", "v2-alpha-tpuv5-lite", "--zone", "us-west4-a")
 GKE = ("--image", "example/jaxlm:1", "--volume-claim", "shared")

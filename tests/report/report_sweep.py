@@ -36,7 +36,7 @@ def experiment_of(experts, seed, steps, sequence=64):
     )  # fmt: skip
 
 
-def write_run(folder, experts=8, seed=0, steps=500, gain=0.0, done=None, probes=True, checkpoints=5):
+def write_run(folder, experts=8, seed=0, steps=500, gain=0.0, done=None, probes=True, checkpoints=5, every_probe=False):
     """Write the directory of one run that took `done` (None: all) of its steps; return its metrics rows."""
     experiment, done = experiment_of(experts, seed, steps), steps if done is None else done
     folder.mkdir(parents=True)
@@ -59,7 +59,7 @@ def write_run(folder, experts=8, seed=0, steps=500, gain=0.0, done=None, probes=
             (saved / name).write_text("{}")
     if probes:
         for step in [int(s) for s in np.linspace(0, steps, checkpoints) if s <= done]:
-            _write_probes(folder / "analysis", rng, step / steps, step)
+            _write_probes(folder / "analysis", rng, step / steps, step, every_probe, experts)
     return rows
 
 
@@ -119,7 +119,28 @@ def _validation(step, loss, routers, rng):
     return row | routers[0] | {"router_load": routers[1].round(5).tolist()}
 
 
-def _write_probes(folder, rng, share, step):
+def _more_probes(rng, experts):
+    """Return measures of the size that the other probes of jaxlm leave for a small model."""
+    matrices = [f"blocks.{kind}.{name}" for kind in ("attention", "mlp") for name in ("q", "k", "v", "out", "up", "down")]
+    shapes = {
+        "weights": {"rank": ("layer", "matrix"), "spectrum": ("matrix", "index"), "update": ()},
+        "residual": {"norm": ("layer", "position"), "growth": ("layer",)}, "logit_lens": {"loss": ("layer", "position")},
+        "cka": {"between": ("layer", "with"), "to_last": ("layer",)}, "connectivity": {"loss": ("share",), "barrier": ()},
+        "patching": {"recovered": ("layer", "position")}, "noise_scale": {"noise_scale": (), "by_layer": ("layer",)},
+        "routers": {"by_class": ("layer", "class", "expert"), "information": ("layer",)},
+        "memorization": {"gap": (), "planted": ()},
+    }  # fmt: skip
+    sizes = {"layer": 4, "with": 4, "position": 64, "matrix": 12, "index": 64, "share": 11, "class": 8, "expert": experts}
+    return {
+        probe: {
+            name: _measure(rng.random([sizes[axis] for axis in axes]), axes, {"matrix": matrices} if "matrix" in axes else {})
+            for name, axes in measures.items()
+        }
+        for probe, measures in shapes.items()
+    }
+
+
+def _write_probes(folder, rng, share, step, every_probe, experts):
     heads = rng.random((4, 4)) * 0.2 + share * np.eye(4)
     positions = 3 - share + 1 / (1 + np.arange(64))
     distances = rng.random((4, 4, 64)).cumsum(-1) / 40 - share / 2
@@ -137,7 +158,7 @@ def _write_probes(folder, rng, share, step):
             "texts": _measure([f"def f{step}(x):\n    return x", NASTY], ("prompt",), {"prompt": ["def ", "</script>"]}),
         },
     }  # fmt: skip
-    for probe, measures in probes.items():
+    for probe, measures in (probes | (_more_probes(rng, experts) if every_probe else {})).items():
         (folder / probe).mkdir(parents=True, exist_ok=True)
         result = {
             "probe": probe, "title": f"What {probe} says", "step": step, "reads": {}, "settings": {}, "code": "0", "rows": "0",

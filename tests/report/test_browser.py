@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, Browser
@@ -34,6 +35,46 @@ def test_draws_without_complaint_or_network(browser, reported):
     assert browser.evaluate("performance.getEntriesByType('resource').length") == 0
     assert [a for a in browser.requests() if not a.startswith("data:")] == [reported.page.as_uri()]  # heat-maps draw themselves
     assert browser.evaluate("document.querySelectorAll('img').length") == 0  # nothing of the samples became an element
+
+
+def rows_of(browser, figure, show="values"):
+    """What a figure's CSV button gives."""
+    browser.evaluate(f"jaxlmReport.figures.get('{figure}').settings.show = '{show}'")
+    found = list(csv.DictReader(io.StringIO(browser.evaluate(f"jaxlmReport.csv('{figure}')"))))
+    browser.evaluate(f"jaxlmReport.figures.get('{figure}').settings.show = 'values'")
+    return found
+
+
+def test_csv_is_the_record(browser, reported):
+    records = {}
+    for place in range(11):
+        path = reported.sweep.parent / "trials" / f"{place:016x}"
+        records[str(path)] = [json.loads(line) for line in (path / "metrics.jsonl").open()]
+
+    def values(run, split, name):
+        return {row["step"] + (split == "train"): row[name] for row in records[run] if row["split"] == split}
+
+    plain = rows_of(browser, "validation-loss")
+    assert len(plain) > 50
+    for row in plain:
+        step = int(row["step"])
+        assert float(row["value"]) == pytest.approx(values(row["run"], "validation", "loss")[step], rel=1e-5)
+        assert float(row["tokens"]) == pytest.approx(1024 * step, rel=1e-5)
+    control = {row["seed"]: row["run"] for row in plain if row["arm"] == "4 experts"}
+    less = [row for row in rows_of(browser, "gradient-norm", "difference") if row["arm"] != "4 experts"]
+    assert len(less) > 200
+    for row in less:
+        mine, theirs = (values(run, "train", "gradient_norm")[int(row["step"])] for run in (row["run"], control[row["seed"]]))
+        assert float(row["less_control"]) == pytest.approx(mine - theirs, rel=1e-4, abs=1e-6)
+    for row in rows_of(browser, "router-load")[:2000]:
+        loads = values(row["run"], "validation", "router_load")[int(row["step"])][{"1": 0, "3": 1}[row["layer"]]]
+        assert float(row["value"]) == pytest.approx(len(loads) * loads[int(row["expert"])], rel=1e-4)
+    names = ["word", "number", "space", "<b>other</b>"]
+    by_class = next(f for f in browser.evaluate("[...jaxlmReport.figures.keys()].filter(k => k.includes('map'))")
+                    if rows_of(browser, f)[0]["measure"] == "by_class")  # fmt: skip
+    for row in rows_of(browser, by_class):
+        result = json.loads(Path(row["run"], "analysis", "loss", f"{row['step']}.json").read_text())["measures"]["by_class"]
+        assert float(row["value"]) == pytest.approx(result["values"][names.index(row["class"])], rel=1e-4)
 
 
 def test_csv_is_the_data(browser, reported):
@@ -106,7 +147,8 @@ def test_themes_widths_and_print(browser, reported):
     browser.resize(360, 700, mobile=True)
     assert browser.evaluate("document.documentElement.scrollWidth") <= 360
     browser.evaluate("window.dispatchEvent(new Event('beforeprint'))")
-    assert browser.evaluate("document.querySelectorAll('details:not([open])').length") == 0
+    assert browser.evaluate("document.querySelectorAll('details:not([open]):not(.keep-folded)').length") == 0
+    assert not browser.evaluate("document.querySelector('.keep-folded').open")  # hundreds of fields stay folded
     assert browser.evaluate("[...jaxlmReport.figures.values()].every(f => f.drawn)")
     browser.evaluate("window.dispatchEvent(new Event('afterprint'))")
     assert browser.evaluate("document.querySelectorAll('details:not([open])').length") > 0

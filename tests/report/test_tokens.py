@@ -29,12 +29,15 @@ from jaxlm.ops.masks import Tokens
 from jaxlm.report.token_difference import compare
 from jaxlm.report.token_reading import read_run
 from jaxlm.report.token_text import hidden, pieces, spans, visible
+from jaxlm.report.tokens import _apart
 from jaxlm.report.tokens_terminal import show
 from jaxlm.run.directory import TOKENIZER, settle_config
 from jaxlm.train.checkpoint import CheckpointWriter
 
 TEXT = 'Ein süßer Bär\tfraß <b>&amp;</b>\n"quoted" \\n </script> one two three'
 ROW = 32
+NAN = 9
+"""The step of a checkpoint without a finite number."""
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +49,8 @@ def devices_as_they_are(monkeypatch):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Directories of runs: a mixture over bytes with two checkpoints, and a model with a tokenizer of its own."""
+    """Directories of runs: a mixture over bytes with two checkpoints, a model with a tokenizer of its own, and one that reads
+    rows of half the length, has no validation text, and diverged."""
     root = tmp_path_factory.mktemp("tokens")
     words = "one two three four five six seven eight nine ten ".split()
     for number in range(12):
@@ -58,10 +62,13 @@ def runs(tmp_path_factory):
     texts = [path.read_text() for path in sorted(root.glob("*.txt"))]
     train_tokenizer(TokenizerConfig(vocab_size=310), texts).save(bpe.path)
     found = {}
-    for name, tokenizer, mixture, saved in (("bytes", byte, moe, (1, 2)), ("pieces", bpe, MoeConfig(), (1,))):
-        model = tiny(vocab_size=tokenizer.vocab_size, num_layers=1, max_length=ROW, moe=mixture)
+    for name, tokenizer, mixture, saved, length in (
+        ("bytes", byte, moe, (1, 2), ROW), ("pieces", bpe, MoeConfig(), (1,), ROW), ("short", byte, moe, (1, NAN), ROW // 2),
+    ):  # fmt: skip
+        model = tiny(vocab_size=tokenizer.vocab_size, num_layers=1, max_length=length, moe=mixture)
         data = DataConfig(
-            sources=(f"text:{root}/*.txt",), validation_fraction=0.5, sequence_length=ROW, tokenizer=tokenizer
+            sources=(f"text:{root}/*.txt",), validation_fraction=0.0 if name == "short" else 0.5, sequence_length=length,
+            tokenizer=tokenizer,
         )  # fmt: skip
         experiment = Experiment(name=name, steps=2, batch_size=1, model=model, data=data)
         folder = root / name
@@ -81,9 +88,9 @@ def runs(tmp_path_factory):
 
 def drawn(model, seed):
     """Return parameters drawn without a program to compile."""
-    rng = np.random.default_rng(seed)
+    rng, scale = np.random.default_rng(seed), np.nan if seed == NAN else 0.5
     return jax.tree.map(
-        lambda leaf, place: jax.device_put(rng.normal(0, 0.5, leaf.shape).astype(np.float32), place),
+        lambda leaf, place: jax.device_put((scale * rng.normal(0, 1, leaf.shape)).astype(np.float32), place),
         transformer.spec(model), shardings(model), is_leaf=lambda leaf: hasattr(leaf, "shape"),
     )  # fmt: skip
 
@@ -137,6 +144,9 @@ def test_the_table_is_that_of_all_logits_at_once(monkeypatch):
     np.testing.assert_array_equal(found.top_ids, np.argsort(-logs, axis=-1)[..., :3])
     np.testing.assert_allclose(found.top_log_probs, -np.sort(-logs, axis=-1)[..., :3], atol=1e-5)
     np.testing.assert_array_equal(found.experts, experts)
+    assert (found.ranks > 0).all()
+    diverged = tables.token_table(drawn(config, NAN), rows, config, Layout(), top=3, experts=True)
+    assert (diverged.ranks == 0).all() and np.isnan(diverged.log_probs).all()
 
 
 def test_sums_over_packed_rows_are_those_of_eval(runs, capsys):
@@ -273,6 +283,55 @@ def test_what_cannot_be_read_is_refused(runs, capsys, tmp_path):
     assert main(["tokens", str(runs.bytes), "--text", TEXT, "--limit", "50", "--json"]) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["tokens"] == 50 and f"the first 46 of {len(TEXT)} characters" in printed.err
+
+
+@pytest.mark.parametrize("how", [("--json",), ("--out", "page.html"), ()])
+def test_a_model_that_diverged_is_refused(runs, capsys, tmp_path, monkeypatch, how):
+    monkeypatch.chdir(tmp_path)
+    said = refused(capsys, "tokens", runs.short, "--step", NAN, "--text", TEXT, *how)
+    assert f"no finite log-probability for {len(TEXT.encode())} of {len(TEXT.encode())} tokens" in said and "--step" in said
+    if how == ("--json",):  # and where it is the other one
+        assert f"at step {NAN}" in refused(capsys, "tokens", runs.short, "--step", 1, "--text", TEXT, "--against", runs.short)
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_models_read_no_further_back_than_both_can(runs, capsys, readings):
+    against = "--against", runs.short, "--against-step", 1
+    found = json.loads(ran(capsys, "tokens", runs.bytes, "--text", TEXT, *against, "--json"))
+    assert "windows of 16 tokens, the smaller max_length (of 32)" in found["difference"]["context"]
+    far = [token.log_prob for token in readings.bytes.documents[0].tokens]
+    near = [token.get("log_prob") for token in found["documents"][0]["tokens"]]
+    np.testing.assert_allclose(near[1:17], far[1:17], atol=1e-5)
+    assert all(one != pytest.approx(other, abs=1e-4) for one, other in zip(near[17:33], far[17:33], strict=True))
+    alone = json.loads(ran(capsys, "tokens", runs.short, "--step", 1, "--text", TEXT, "--json"))["documents"]
+    assert found["against"]["documents"] == alone
+    one, other = readings.bytes.tokenizer, readings.pieces.tokenizer
+    assert _apart([one, one], ROW, ROW) == _apart([one, one], ROW, math.inf) == ""
+    assert _apart([one, other], ROW, ROW) == "the tokenizers differ"
+    assert _apart([one, one], ROW, ROW // 2).startswith("rows of 32 tokens are longer")
+
+
+def test_rows_of_another_source(runs, capsys, tmp_path):
+    (tmp_path / "book.txt").write_text("a book of " * 30)
+    found = json.loads(ran(capsys, "tokens", runs.bytes, "--source", f"text:{tmp_path}/book.txt", "--rows", 3, "--json"))
+    texts = [b"".join(hidden(token["text"]) for token in document["tokens"]).decode() for document in found["documents"]]
+    assert len(texts) == 3 and texts[0].startswith("a book of a book") and found["tokens"] == 3 * ROW
+    with_text = refused(capsys, "tokens", runs.bytes, "--source", "text:book.txt", "--text", "a")
+    assert "--source is what rows are read of: it does not go with --text" in with_text
+    before = refused(capsys, "tokens", runs.short)  # before anything is encoded
+    assert "was trained without validation text: give --text, --file or --source" in before
+
+
+def test_a_model_that_is_read_otherwise(runs, capsys):
+    options = "--text", TEXT, "--extend.attention-window", 4, "--json"
+    found = json.loads(ran(capsys, "tokens", runs.bytes, *options, "--against", runs.bytes))
+    assert found["name"] == "bytes (last 4)" and found["against"]["name"] == "bytes"
+    differences = [span["difference"] for span in found["difference"]["of"][1:]]
+    np.testing.assert_allclose(differences[:4], 0, atol=1e-5)  # a window's worth
+    assert all(abs(nats) > 1e-4 for nats in differences[4:])
+    both = json.loads(ran(capsys, "tokens", runs.bytes, *options, "--against", runs.bytes, "--extend-both"))
+    assert both["difference"]["equal"] == 1 and both["against"]["name"] == "bytes (last 4)"
+    assert "--extend-both is of --against" in refused(capsys, "tokens", runs.bytes, *options, "--extend-both")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")

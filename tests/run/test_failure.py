@@ -21,6 +21,13 @@ def test_a_fault_is_written_down_and_goes_on(tmp_path):
     assert said["traceback"][-1] == "ZeroDivisionError: division by zero" and said["time"].startswith("20")
 
 
+def test_a_broken_record_does_not_take_the_place_of_the_fault(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 6, "split": "train"}\nnothing\n{"step": 7, "split": "validation"}\n')
+    with pytest.raises(ZeroDivisionError), failure_recorded(tmp_path):
+        1 / 0  # noqa: B018
+    assert json.loads((tmp_path / FAILURE).read_text())["kind"] == "ZeroDivisionError"
+
+
 def test_being_told_to_stop_is_no_failure_nor_is_a_full_disk_a_second_one(tmp_path):
     with pytest.raises(KeyboardInterrupt), failure_recorded(tmp_path):
         raise KeyboardInterrupt

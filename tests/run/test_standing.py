@@ -71,8 +71,10 @@ def test_a_failed_run(tmp_path):
     (before / "output.log").write_text("...")
     (before / "lock").touch()
     assert stand(before).kind == "empty"
-    (before / "failure.json").write_text(json.dumps(failure | {"kind": "SIGKILL"}))
-    assert stand(before).kind == "failed"
+    (before / "failure.json").write_text(json.dumps(failure | {"kind": "SIGKILL", "step": 0}))
+    assert stand(before).kind == "failed" and sentence(stand(before)).startswith("failed before its first step: SIGKILL")
+    (before / "failure.json").write_text(json.dumps(failure | {"kind": "DivergedError", "steps": 30}))
+    assert sentence(stand(before)).startswith("failed after 0 of 30 steps") and stand(before).diverged
     (before / "failure.json").write_text('{"time"')
     assert stand(before).kind == "broken" and "failure.json is not JSON" in stand(before).why
 
@@ -182,6 +184,12 @@ def test_only_the_end_of_a_record_is_read(tmp_path, monkeypatch):
     with (folder / "metrics.jsonl").open("ab") as out:
         out.write(b"\n\0\n")
     assert "line 2 from the end" in tail.read_tail(folder / "metrics.jsonl", 1).fault
+    opened.clear()
+    write_rows(folder, [{"step": s, "split": "train", "loss": 1.0} for s in range(3000)])  # never validated
+    monkeypatch.setattr(tail, "LOOK_BACK", 2000)
+    lines = tail.lines_backward
+    monkeypatch.setattr(tail, "lines_backward", lambda path: (opened.append(1) or line for line in lines(path)))
+    assert tail.read_tail(folder / "metrics.jsonl", 1).train["step"] == 2999 and len(opened) < 60
 
 
 @given(st.lists(st.binary(max_size=40)), st.integers(1, 50))

@@ -15,7 +15,7 @@ import pytest
 from jaxlm.data.tokenizer import load_tokenizer
 from jaxlm.decode.beam import Beams
 from jaxlm.decode.sampling import Sampling
-from jaxlm.errors import CheckpointError, ConfigError, DataError, JaxlmError
+from jaxlm.errors import CheckpointError, ConfigError, DataError, DivergedError, JaxlmError
 from jaxlm.experiment_file import load_experiment
 from jaxlm.layout import MESH_AXES, Layout, MeshConfig
 from jaxlm.run.directory import load_config
@@ -25,6 +25,7 @@ from jaxlm.run.metrics import read_rows
 from jaxlm.run.open import opened
 from jaxlm.run.sample import Prompt, Wanted, beams_of, room_for, sample_run
 from jaxlm.run.score import row_logits, score_rows
+from jaxlm.run.standing import standing
 from jaxlm.train.checkpoint import saved_steps
 
 TIMES = {"tokens_per_second", "step_seconds", "data_wait_seconds", "mfu"}
@@ -137,9 +138,10 @@ def test_sigterm_saves_and_the_run_continues_to_the_bit(finished, experiment_fil
 def test_too_many_bad_steps_abort_and_keep_the_last_checkpoint(experiment_file, tmp_path):
     experiment = load_experiment(experiment_file)
     wild = dataclasses.replace(experiment.optimizer, learning_rate=1e30, clip=0.0, warmup_steps=0, schedule="constant")
-    with pytest.raises(JaxlmError, match=r"10 steps in a row.*Lower --optimizer.learning-rate"):
+    with pytest.raises(DivergedError, match=r"10 steps in a row.*Lower --optimizer.learning-rate"):
         train(dataclasses.replace(experiment, optimizer=wild, steps=60), tmp_path / "wild")
     assert read_rows(tmp_path / "wild" / "metrics.jsonl")[-1]["skipped_in_a_row"] == 10
+    assert standing(tmp_path / "wild").diverged
 
 
 def test_two_processes_cannot_train_in_one_directory(finished, experiment_file):

@@ -87,6 +87,9 @@ def test_lists_are_put_together():
         (lambda: list(trials(base(), seeds(2), seeds=2)), "seeds of their own"),
         (lambda: list(trials(base(), [{"steps": 5}, {"steps": 5}])), "'steps=5' has seed 0 twice"),
         (lambda: list(trials(base(), [{"arm": "a", "steps": 5}, {"arm": "a", "steps": 6}])), "two sets of changes"),
+        (lambda: list(trials(base(), grid({"checkpoint.every": (5, 6)}))), "are one run, .* checkpoint.every does not decide"),
+        (lambda: list(trials(base(), named({"a": {"steps": 5}, "b": {"steps": 5}}))), "'a' and 'b' are one.*nothing differs"),
+        (lambda: list(trials(base(), grid({"steps": (5,)}), seeds=0.5)), "seeds = 0.5 is no number"),
     ],
 )  # fmt: skip
 def test_faults_name_the_field_and_the_fix(make, words):
@@ -95,20 +98,26 @@ def test_faults_name_the_field_and_the_fix(make, words):
 
 
 def test_trials_come_seed_by_seed_with_the_control_marked():
-    made = list(trials(base(seed=5), grid({"model.intermediate_size": (48, np.int64(64))}), seeds=2))
+    made = list(trials(base(seed=5), grid({"model.intermediate_size": (48, np.int64(64))}), seeds=np.int64(2)))
     assert [(t.arm, t.experiment.seed, t.control) for t in made] == [
         ("intermediate_size=48", 5, True), ("intermediate_size=64", 5, False),
         ("intermediate_size=48", 6, True), ("intermediate_size=64", 6, False),
     ]  # fmt: skip
     assert made[1].experiment.model.intermediate_size == 64 and made[1].changes == {"model.intermediate_size": 64}
     assert made[0].experiment.name == "base: intermediate_size=48"
+    (drawn,) = trials(base(), [{"seed": np.int64(7)}])
+    assert type(drawn.experiment.seed) is int and drawn.experiment.seed == 7
 
 
 def test_the_control_may_be_an_arm_of_its_own_or_one_that_is_there():
-    wide = grid({"model.intermediate_size": (48, 64)})
+    wide = grid({"model.intermediate_size": (56, 64)})
     assert next((t.arm, t.control) for t in trials(base(), wide, control={})) == ("base", True)
     found = [(t.arm, t.control) for t in trials(base(), wide, control={"model.intermediate_size": 64})]
-    assert found == [("intermediate_size=48", False), ("intermediate_size=64", True)]
+    assert found == [("intermediate_size=56", False), ("intermediate_size=64", True)]
+    as_it_is = grid({"model.intermediate_size": (64, tiny().intermediate_size)})  # the base is one of the arms
+    assert [(t.arm, t.control) for t in trials(base(), as_it_is, control={})] == [
+        ("intermediate_size=64", False), ("intermediate_size=48", True),
+    ]  # fmt: skip
     found = [
         (t.arm, t.experiment.seed, t.control) for t in trials(base(), product(wide, seeds(2)), control="intermediate_size=64")
     ]

@@ -105,6 +105,31 @@ def test_a_change_within_a_tick_of_the_reading_is_not_missed(runs, reads, monkey
     assert found[0].last["loss"] < 4 < find_runs(runs)[0].last["loss"] and reads.count("a") == 2
 
 
+def test_a_run_keeps_its_own_configuration(tmp_path):
+    """The first ones read have none that can be read, or another program's: nothing of the others' is put in its place."""
+    folder = tmp_path / "runs"
+    for name, content in {"z0": "{", "z1": '{"seed": 5, "name": "other"}'}.items():
+        (make_run(folder / name) / "config.json").write_text(content)
+    (make_run(folder / "z2") / "config.json").unlink()
+    for seed in range(3):
+        make_run(folder / f"a{seed}", seed=seed, name=f"run {seed}")
+    age(folder)
+    listings = [[(stand, dict(stand.config)) for stand in find_runs(folder)] for _ in range(3)]
+    assert listings[0] == listings[1] == listings[2]
+    assert [config.get("seed") for _, config in listings[2]] == [0, 1, 2, None, 5, None]
+
+
+def test_what_is_mended_without_a_time_of_change_is_read_again(runs):
+    config = runs / "a" / "config.json"
+    content = config.read_text()
+    config.write_text("{".rjust(len(content)))
+    age(runs)
+    assert find_runs(runs)[0].kind == "broken"
+    config.write_text(content)
+    age(runs)
+    assert find_runs(runs)[0].kind == "finished"
+
+
 def test_running_is_always_asked_anew(runs, reads):
     assert find_runs(runs)[-1].kind == "stopped"
     with (runs / "group" / "deep" / "c" / "lock").open() as lock:  # not even a time of change tells of it
@@ -209,6 +234,7 @@ def test_the_table_shows_what_differs(runs, capsys):
         (["model.causal = true", "seed = 1"], "b"), (["loss = none"], "d"), (["loss != none", "step >= 26"], "ab"),
         (["age > 2h"], "abcd"), (["started >= 2026-01-02", "kind = empty"], "d"), (["model.norm = 'rms'"], "abcd"),
         (["data.sources ~ stdlib"], "abcd"), (["seed > 0"], "b"), (["why ~ step 20"], "c"), (["run ~ group"], "bc"),
+        (["seed = '1'"], "b"), (["loss < '2.1'"], "b"),
     ],
 )  # fmt: skip
 def test_conditions(runs, capsys, conditions, left):
@@ -254,6 +280,18 @@ def test_json_and_csv_have_numbers_in_full(runs, capsys, tmp_path):
     assert float(rows[0]["loss"]) == 3 + 1 / 30 and rows[1]["loss"] == "" and rows[2]["model.hidden_size"] == "64"
     (runs / "a" / "metrics.jsonl").write_text('{"step": 30, "split": "validation", "loss": Infinity}\n')
     assert json.loads(run(runs, "--json", "--where", "run = a", capsys=capsys))[0]["loss"] is None
+    assert "--csv" in run(runs, "--csv", tmp_path / "none" / "x.csv", capsys=capsys, status=2)
+    assert "leave out --csv" in run(runs, "--csv", out, "--json", capsys=capsys, status=2)
+
+
+def test_what_diverged_or_failed_is_told(runs, capsys):
+    (runs / "a" / "metrics.jsonl").write_text('{"step": 30, "split": "validation", "loss": null}\n')
+    failure = {"time": "2027-01-02T03:09:00+00:00", "kind": "DataError", "message": "the disk\nis full", "step": 12}
+    (runs / "d" / "failure.json").write_text(json.dumps(failure))
+    rows = {row["run"]: row["loss"] for row in table(runs, "--columns", "run", "loss", "kind", capsys=capsys)}
+    assert rows["a"] == "nan" and rows["d"] == "-"
+    said = run(runs, "--sort", "loss", capsys=capsys)
+    assert "failed: d: DataError: the disk is full" in said and said.splitlines()[1].startswith("group/b")
 
 
 def test_durations():

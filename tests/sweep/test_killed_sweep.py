@@ -70,7 +70,6 @@ def test_killed_and_restarted_it_ends_with_the_same_table(sweep_file, tmp_path):
     for form in ("json", "md", "csv"):
         tables = [(tmp_path / name / "width" / f"table.{form}").read_bytes() for name in ("whole", "killed")]
         assert tables[0] == tables[1], f"differs after a kill with JAXLM_KILL_SEED={seed}"
-    losses = [
-        arm["loss"]["values"]["0"] for arm in json.loads((tmp_path / "whole" / "width" / "table.json").read_text())["arms"]
-    ]
+    arms = json.loads((tmp_path / "whole" / "width" / "table.json").read_text())["arms"]
+    losses = [arm["metrics"]["loss"]["values"]["0"] for arm in arms]
     assert len(set(losses)) == 3

@@ -1,18 +1,21 @@
 """Trials in processes of their own: what ends one ends no other, and nobody trains what another trains."""
 
+import dataclasses
 import fcntl
 import json
 import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from jaxlm.errors import ConfigError
 from jaxlm.launch.local import Local
-from jaxlm.run.standing import standing
+from jaxlm.run.standing import Standing, sentence, standing
+from jaxlm.sweep import display as displays
 from jaxlm.sweep import queue as queues
 from jaxlm.sweep import share as sharing
 from jaxlm.sweep.display import SweepDisplay
@@ -62,6 +65,36 @@ def test_one_that_fails_ends_no_other_and_is_tried_again_from_where_it_was(works
     trainer.order()
     assert run(works) == ["finished"] * 4
     assert not (works[1].run / "failure.json").exists()
+
+
+def test_a_process_that_says_nothing_of_an_error_is_told_of_by_its_last_words(works, trainer, capfd):
+    program = trainer.orders.with_name("dying")
+    program.write_text("#!/bin/sh\necho ModuleNotFoundError: no such thing\necho\nexit 3\n")
+    program.chmod(0o755)
+    assert run([dataclasses.replace(works[0], command=(str(program),))]) == ["failed"]
+    assert "exit status 3: ModuleNotFoundError: no such thing" in capfd.readouterr().err
+    assert sentence(standing(works[0].run)).startswith("failed after 0 of 20 steps: exit status 3")
+
+
+def test_a_running_trial_is_read_anew_only_where_it_changed(works, trainer, monkeypatch):
+    reads = []
+    monkeypatch.setattr(queues, "standing", lambda run, known=None: reads.append(known) or standing(run, known))
+    child = queues._Child(works[0], None, None, None, 0)
+    works[0].run.mkdir(parents=True)
+    assert [child.look().step for _ in range(3)] == [0] * 3 and len(reads) == 1
+    (works[0].run / "metrics.jsonl").write_text('{"step": 3, "split": "train"}\n')
+    assert [child.look().step for _ in range(2)] == [4, 4] and len(reads) == 2
+
+
+def test_no_time_is_estimated_before_all_have_taken_some_steps(capsys, monkeypatch):
+    shown = SweepDisplay(Console(width=200), 2, 40, 0)
+    monkeypatch.setattr(displays, "QUIET_INTERVAL", 0.0)
+    shown.begin("a", 0, 20)
+    shown.begin("b", 10, 20)
+    for steps, estimates in (((9, 10), False), ((9, 14), False), ((9, 15), True)):
+        shown.look({label: Standing(Path(), "running", step=step) for label, step in zip("ab", steps, strict=True)})
+        assert ("left" in capsys.readouterr().out) == estimates, steps
+    shown.close()
 
 
 def test_told_to_stop_they_save_and_the_rest_is_not_begun(works, trainer):

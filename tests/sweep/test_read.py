@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from jaxlm.errors import ConfigError
+from jaxlm.model.moe_config import MoeConfig
+from jaxlm.run import sources
+from jaxlm.sweep import read as reading
 from jaxlm.sweep import trials as naming
-from jaxlm.sweep.combine import trials
+from jaxlm.sweep.asked import check_metrics, validated
 from jaxlm.sweep.read import folder_of, load_sweep, read_record, settle, write_record
 
 
@@ -38,7 +41,7 @@ def test_a_file_gives_its_trials(sweep_file):
         ("[experiment()]", "gave a Experiment where a trial belongs"),
         ("[]", "no trial is marked as the control"),
         (
-            '[*trials(experiment(), [{"arm": "a"}]), *trials(experiment(), [{"arm": "b"}])]',
+            '[*trials(experiment(), [{"arm": "a"}]), *trials(experiment(), [{"arm": "b", "steps": 9}])]',
             "'a', 'b' are marked as the control",
         ),
         ('trials(experiment(), [{"step": 3}])', r"no field 'step'. Did you mean 'steps'\? \(.*width.py, line 3[0-9]\)"),
@@ -97,11 +100,10 @@ def test_data_count_by_their_content(sweep, tmp_path):
     experiment = sweep.trials[0].experiment
     before = naming.recipe(experiment)
     text = next((tmp_path / "text").iterdir())
-    naming._data_key.cache_clear()
-    assert naming.recipe(experiment) == before
+    known = {}
+    assert naming.recipe(experiment, known) == before
     text.write_text(text.read_text() + " and one more")
-    naming._data_key.cache_clear()
-    assert naming.recipe(experiment) != before
+    assert naming.recipe(experiment) != before == naming.recipe(experiment, known)
 
 
 def test_runs_that_are_begun_from_count_by_their_content(sweep, tmp_path):
@@ -122,15 +124,23 @@ def test_code_that_training_runs_through_counts_and_no_other(tmp_path):
     }.items():  # fmt: skip
         (package / file).parent.mkdir(parents=True, exist_ok=True)
         (package / file).write_text(text)
-    found = {path.relative_to(package).as_posix() for path in naming.imported_files(package, package / "run" / "loop.py")}
-    assert found == {"run/loop.py", "run/rows.py", "run/display.py", "ops/masks.py", "config.py"}
+    (package / "run" / "display.py").write_text("from jaxlm.decode import text\n")
+    (package / "decode").mkdir()
+    (package / "decode" / "text.py").write_text("")
+    found = sources.training_files(package)
+    assert set(found) == {"run/loop.py", "run/rows.py", "ops/masks.py", "config.py"}
+    (package / "decode" / "text.py").write_text("1")
+    (package / "run" / "display.py").write_text("2")
+    assert sources.training_files(package) == found
+    (package / "run" / "rows.py").write_text("3")
+    assert {name for name, value in sources.training_files(package).items() if found[name] != value} == {"run/rows.py"}
 
 
 def test_no_module_that_training_loads_is_left_out():
     import jaxlm.run.loop
 
     root = Path(jaxlm.run.loop.__file__).parents[1]
-    counted = naming.imported_files(root, root / "run" / "loop.py")
+    counted = sources.imported_files(root, root / "run" / "loop.py")
     seen, left = set(), [sys.modules["jaxlm.run.loop"]]
     while left:  # the modules whose names its modules hold, directly or not
         module = left.pop()
@@ -140,7 +150,10 @@ def test_no_module_that_training_loads_is_left_out():
             left += [sys.modules[name] for name in homes if str(name).startswith("jaxlm.") and name in sys.modules]
     assert len(seen) > 50
     assert {Path(module.__file__) for module in seen if Path(module.__file__).name != "__init__.py"} <= counted
-    assert naming.code_digest() == naming.code_digest.__wrapped__()
+    decisive = sources.training_files()
+    assert {"train/step.py", "data/packing.py", "train/checkpoint.py", "run/metrics.py", "run/decisions.py"} <= set(decisive)
+    assert not [name for name in decisive if name.startswith("decode/") or name in sources.TELLING]
+    assert all((root / name).is_file() for name in sources.TELLING)
 
 
 def test_runs_of_another_version_of_the_code_are_taken_where_asked(sweep, tmp_path, monkeypatch):
@@ -151,7 +164,7 @@ def test_runs_of_another_version_of_the_code_are_taken_where_asked(sweep, tmp_pa
     (old / "checkpoints" / "20").mkdir(parents=True)
     (old / "config.json").write_text(json.dumps(to_dict(sweep.trials[0].experiment)))
     (old / "metrics.jsonl").write_text("")
-    monkeypatch.setattr(naming, "code_digest", lambda: "f" * 16)
+    monkeypatch.setattr(reading, "code_digest", lambda: "f" * 16)
     assert not any(entry.other_code for entry in settle(sweep, runs).trials)
     found = settle(sweep, runs, any_code=True).trials
     assert [entry.other_code for entry in found] == [True, False, False, False] and found[0].run == old
@@ -163,8 +176,33 @@ def test_a_sweep_that_would_lie_among_the_runs_is_refused(sweep_file, tmp_path):
         settle(load_sweep(sweep_file(name="trials.py")), tmp_path)
 
 
-def test_arms_alike_but_for_what_is_free_share_a_run(sweep, tmp_path):
+def test_another_files_record_is_not_written_over(sweep_file, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    first, second = sweep_file(), sweep_file(name="elsewhere/width.py")
+    record = write_record(settle(load_sweep(first), tmp_path / "runs"))
+    with pytest.raises(ConfigError, match=f"records the sweep of {first}, and this is {second}: .* --name"):
+        write_record(settle(load_sweep(second), tmp_path / "runs"))
+    other = write_record(settle(load_sweep(second, "other"), tmp_path / "runs"))
+    assert (other.name, other.folder.name) == ("other", "other") and other.trials == record.trials
+    first.unlink()  # it was moved
+    write_record(settle(load_sweep(second), tmp_path / "runs"))
+    for path, name, words in (
+        (tmp_path / "runs/x.json", "", "the configuration of one run, which `jaxlm train` takes"),
+        (record.folder, "", "is a folder: a sweep is a .py file"),
+        (second, "a/b", "--name a/b names no folder"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            load_sweep(path, name)
+
+
+def test_what_a_validation_measures_is_known_before(sweep):
     base = sweep.trials[0].experiment
-    made = tuple(trials(base, [{"arm": "a"}, {"arm": "b", "checkpoint.every": 9}]))
-    found = settle(dataclasses.replace(sweep, trials=made), tmp_path).trials
-    assert found[0].run == found[1].run
+    mixture = dataclasses.replace(base, model=dataclasses.replace(base.model, moe=MoeConfig(num_experts=4)))
+    check_metrics(("loss", "bits_per_byte", "tokens"), [base])
+    check_metrics(("router_dropped", "router_load"), [base, mixture])
+    with pytest.raises(ConfigError, match="--metrics router_droped: no validation has it. Did you mean 'router_dropped'"):
+        check_metrics(("router_droped",), [mixture])
+    for metric in ("router_dropped", "rewards/margins"):
+        with pytest.raises(ConfigError, match=f"--metrics {metric}: no validation has it"):
+            check_metrics((metric,), [base])
+    assert {"rewards/margins", "kl", "kto_kl"} <= validated(True, False) and "perplexity" not in validated(True, True)

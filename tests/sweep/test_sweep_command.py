@@ -13,7 +13,8 @@ from jaxlm.cli import main
 from jaxlm.errors import ConfigError
 from jaxlm.launch.tpu_vm import TpuVm
 from jaxlm.sweep import queue as queues
-from jaxlm.sweep.start import _options_of
+from jaxlm.sweep import start
+from jaxlm.sweep.elsewhere import options_of
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def test_what_fails_is_told_of_and_tried_again(sweep, trainer):
     trainer.order(**{"intermediate_size=96, seed 0": {"at": 3, "status": 2}})
     status, out, said = sweep()
     assert status == 1 and "1 of 4 trials failed; the same command tries them again" in said
-    assert "exit status 2: out of ideas" in said and "1 of 4 trials are not finished" in out
+    assert "exit status 2: out of ideas" in said and "1 of 2 seeds failed and are not counted: 0: exit" in out
     status, out, _ = sweep("--status")
     assert status == 0 and "failed after 3 of 20 steps: exit status 2: out of ideas" in out
     trainer.order()
@@ -115,11 +116,78 @@ def test_one_arm_alone(sweep, trainer):
         (("--max-parallel", "0"), "must be 1 or more"),
         (("--on", "slurm", "--max-parallel", "2"), "its scheduler decides"),
         (("--on", "slum"), "Did you mean 'slurm'"),
+        (("--list", "--status"), "give one of them"),
+        (("--status", "--retry"), "leave it out with --list and --status"),
+        (("--metrics", "acuracy"), "no validation has it. Did you mean 'accuracy'? It has accuracy, bits_per_byte, loss"),
+        (("--name", "../x"), "--name ../x names no folder"),
     ],
 )
 def test_faults_end_with_status_2(sweep, arguments, words):
     status, _, said = sweep(*arguments)
     assert status == 2 and words in said.replace("\n", " ")
+
+
+def test_without_a_file_it_says_what_it_takes(capsys):
+    with pytest.raises(SystemExit):
+        main(["sweep"])
+    assert "SWEEP.py" in capsys.readouterr().err
+
+
+def test_a_trial_that_diverged_is_left_as_it_is(sweep, trainer, tmp_path):
+    """The same code, data and seed would diverge again, at every call."""
+    assert sweep("--max-parallel", "4")[0] == 0
+    run = next((tmp_path / "runs/sweeps/trials").glob("*"))
+    (run / "checkpoints" / "20").rename(run / "checkpoints" / "8")
+    failure = {"time": "2100-01-01T00:00:00+00:00", "kind": "DivergedError", "message": "10 steps in a row", "step": 9}
+    (run / "failure.json").write_text(json.dumps(failure))
+    trainer.starts  # noqa: B018
+    status, out, said = sweep()
+    assert status == 0 and trainer.starts == [] and "diverged after 20 of 20 steps; --retry tries it again" in said
+    assert "nothing of width is left to do" in said and "not finite, 2 seeds" in out
+    status, out, said = sweep("--retry")
+    assert status == 0 and len(trainer.starts) == 1 and "not finite" not in out
+
+
+@pytest.mark.parametrize("what", ["code", "data"])
+def test_what_changes_meanwhile_ends_it(what, sweep, trainer, tmp_path, monkeypatch):
+    """What begins later would be made of something else than its folder's name says."""
+    text, real = next((tmp_path / "text").iterdir()), start.training_files
+
+    def files():
+        if not list((tmp_path / "runs/sweeps/trials").glob("*/metrics.jsonl")):
+            return real()
+        if what == "data":
+            text.write_text("other words")
+        return real() | ({"train/step.py": "changed"} if what == "code" else {})
+
+    monkeypatch.setattr(start, "training_files", files)
+    status, _, said = sweep()
+    assert status == 1 and len(trainer.starts) == 1 and "nothing more was begun. Run the same command for the rest" in said
+    words = {"code": "the code has changed since this sweep began (train/step.py)", "data": "seed 0 reads has changed since"}
+    assert words[what] in said
+
+
+def test_status_needs_neither_data_nor_file(sweep, tmp_path, trainer):
+    assert sweep("--max-parallel", "4")[0] == 0
+    whole = sweep("--status")[1]
+    for path in (tmp_path / "text").iterdir():
+        path.unlink()
+    status, out, said = sweep("--status")
+    assert (status, out) == (0, whole) and "as it was recorded at" in said
+    assert sweep("--list")[0] == 2
+    sweep.file.unlink()
+    assert main(["sweep", "runs/sweeps/width", "--status"]) == 0
+    assert main(["sweep", "runs/sweeps/width", "--status", "--only", "x"]) == 2
+    assert main(["sweep", "runs/sweeps/width"]) == 2
+
+
+def test_runs_of_another_version_are_pointed_to(sweep, trainer, tmp_path):
+    assert sweep("--max-parallel", "4")[0] == 0
+    for run in (tmp_path / "runs/sweeps/trials").iterdir():
+        run.rename(run.with_name(run.name[:10] + "0" * 6))
+    status, _, said = sweep("--dry-run")
+    assert status == 0 and "4 trials were finished by another version of the code: --any-code counts them" in said
+    assert "0 to do, 4 finished" in sweep("--dry-run", "--any-code")[1]
 
 
 # Gives numbers to jobs, and says of each that it runs.
@@ -145,10 +213,12 @@ def test_a_scheduler_gets_one_job_a_trial_and_no_second(sweep, tmp_path, trainer
     status, _, said = sweep("--on", "slurm")
     assert status == 0 and said.count("skipped: ") == 3 and said.count("submitted Slurm job") == 1
     assert "slurm job 100: RUNNING" in sweep("--status")[1]
+    status, _, said = sweep()  # here, while they run there
+    assert status == 0 and said.count("skipped: ") == 4 and trainer.starts == []
 
 
 def test_trials_on_slices_have_folders_of_their_own_and_nobody_waits_for_one():
     options = TpuVm(accelerator_type="v5litepod-16", runtime_version="x", zone="us-west4-a", remote_run_dir="/mnt/runs/")
-    assert _options_of(options, Path("runs/abc")).remote_run_dir == "/mnt/runs/abc"
+    assert options_of(options, Path("runs/abc")).remote_run_dir == "/mnt/runs/abc"
     with pytest.raises(ConfigError, match="leave it out of a sweep"):
-        _options_of(dataclasses.replace(options, watch=True), Path("runs/abc"))
+        options_of(dataclasses.replace(options, watch=True), Path("runs/abc"))

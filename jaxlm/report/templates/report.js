@@ -20,7 +20,13 @@ const errors = [];
 const known = (value) => value !== null && value !== undefined;
 const style = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 const safe = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-const short = (text, most = 34) => (text.length > most ? text.slice(0, most - 1) + "…" : text);
+const short = (text, most = 34) => {
+  // What is too much goes out of the middle: names differ at their ends.
+  const front = Math.floor((most - 1) / 3);
+  return text.length > most ? `${text.slice(0, front)}…${text.slice(text.length - (most - 1 - front))}` : text;
+};
+const armName = (number) => { const { key, name } = data.arms[number]; return key ? `${key} ${short(name, 30)}` : short(name); };
+const runName = (number, most = 44) => { const run = data.runs[number], { key } = data.arms[run.arm]; return key ? `${key}, seed ${run.seed}` : short(run.label, most); };
 const make = (tag, properties = {}, ...children) => {
   const element = Object.assign(document.createElement(tag), properties);
   element.append(...children);
@@ -74,29 +80,16 @@ const counted = (arm) => {
   const done = arm.seeds.filter((seed) => data.runs[seed.run].finished);
   return done.length ? done : arm.seeds;
 };
-const between = (steps, values, step) => {
-  // A curve's value at a step, on a line between the points that are kept.
-  const above = steps.findIndex((other) => other >= step);
-  if (above < 0 || !known(values[above])) return null;
-  if (steps[above] === step) return values[above];
-  if (!above || !known(values[above - 1])) return null;
-  return values[above - 1] + ((values[above] - values[above - 1]) * (step - steps[above - 1])) / (steps[above] - steps[above - 1]);
-};
-const lessControl = (metric, arm, seed, smooth) => {
-  // What a curve is above that of the control with the same seed; nothing where there is none.
-  const control = metric.arms.find((other) => other.arm === data.arms[arm.arm].against);
-  const pair = control && control.seeds.find((other) => data.runs[other.run].seed === data.runs[seed.run].seed);
-  return lineOf(seed, smooth).map((value, place) => {
-    const other = pair && known(value) ? between(control.steps, lineOf(pair, smooth), arm.steps[place]) : null;
-    return known(other) ? value - other : null;
-  });
-};
-const shownOf = (metric, arm, seed, settings) => settings.show === "difference" ? lessControl(metric, arm, seed, settings.smooth) : lineOf(seed, settings.smooth);
-const joined = (metric, arm, settings) => {
-  // Mean and band of an arm's seeds at every step that any of them has.
-  const points = [], seeds = counted(arm), { x: axis, band } = settings;
-  const lines = new Map(seeds.map((seed) => [seed, shownOf(metric, arm, seed, settings)]));
-  arm.steps.forEach((step, place) => {
+// An arm's curves, or how far they are above the control's: of the whole records, made before curves were thinned.
+const partOf = (arm, settings) => (settings.show === "difference" ? arm.less || { steps: [], seeds: [] } : arm);
+const inGap = (seed, step) => (seed.gaps || []).some(([first, last]) => first <= step && step <= last);
+const joined = (part, settings) => {
+  // Mean and band of an arm's seeds at every step that any of them has; none where one of them has no finite number, for the
+  // mean of the others would be of those that did well.
+  const points = [], seeds = counted(part), { x: axis, band } = settings;
+  const lines = new Map(seeds.map((seed) => [seed, lineOf(seed, settings.smooth)]));
+  part.steps.forEach((step, place) => {
+    if (seeds.some((seed) => inGap(seed, step))) { points.push({ step, x: null, y: null, n: 0, band: null }); return; }
     const values = [], xs = [];
     for (const seed of seeds) {
       const value = lines.get(seed)[place], x = along(seed.run, axis, step);
@@ -109,19 +102,20 @@ const joined = (metric, arm, settings) => {
 
 // ---- drawing ---------------------------------------------------------------------------------------------------------
 const layoutOf = (figure) => ({
-  autosize: true, height: 340, margin: { l: 62, r: 14, t: 10, b: 46 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+  autosize: true, height: printing ? 270 : 340, margin: { l: 62, r: 14, t: 10, b: 46 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
   font: { family: "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif", size: 12, color: style("--ink") },
   hoverlabel: { bgcolor: style("--raised"), bordercolor: style("--soft"), font: { color: style("--ink") }, align: "left", namelength: -1 },
   legend: { orientation: "h", font: { size: 11.5 } }, showlegend: true, uirevision: "kept",
   dragmode: window.matchMedia("(pointer: coarse)").matches ? false : "zoom", transition: { duration: 0 },
 });
 const legend = (layout, names, width) => {
-  // Below the axis, with room for as many lines as it takes.
+  // Below the axis, with room for as many lines as it takes; on paper figures may become as narrow as in two columns.
   let lines = 1, at = 0;
-  const each = Math.max(...names.map((name) => 52 + 6.6 * name.length));
+  if (printing) width = Math.min(width, 560);
+  const each = Math.max(...names.map((name) => 58 + 7 * name.length));
   for (const _ of names) { if (at && at + each > width - 80) { lines += 1; at = 0; } at += each; }
-  layout.margin.b = 52 + 21 * lines;
-  layout.height += 21 * (lines - 1);
+  layout.margin.b = 48 + 29 * lines;
+  layout.height += 29 * (lines - 1);
   layout.legend = { ...layout.legend, x: 0, xref: "paper", y: 0, yref: "container", yanchor: "bottom" };
 };
 const axisOf = (title, logarithmic) => ({
@@ -139,25 +133,25 @@ const faint = (color, share) => color.length === 7 && color[0] === "#"
 
 const drawCurves = (figure) => {
   const { settings, chart } = figure, metric = data.metrics[settings.metric], traces = [];
-  const spread = metric.rows <= 60, width = figure.plot.clientWidth || 460;
+  const spread = metric.rows <= 60, width = figure.width;
   metric.arms.forEach((arm) => {
-    const { color, dash, symbol } = look(arm.arm), name = safe(short(data.arms[arm.arm].name));
-    const points = joined(metric, arm, settings), group = `arm${arm.arm}`;
+    const { color, dash, symbol } = look(arm.arm), name = safe(armName(arm.arm)), part = partOf(arm, settings);
+    const points = joined(part, settings), group = `arm${arm.arm}`;
     const banded = points.filter((point) => point.band);
     if (banded.length) {
       const common = { legendgroup: group, showlegend: false, hoverinfo: "skip", mode: "lines", line: { width: 0, color }, type: "scatter" };
       traces.push({ ...common, x: banded.map((p) => p.x), y: banded.map((p) => p.band[1]) });
       traces.push({ ...common, x: banded.map((p) => p.x), y: banded.map((p) => p.band[0]), fill: "tonexty", fillcolor: faint(color, 0.16) });
     }
-    const within = counted(arm), alone = arm.seeds.filter((seed) => (settings.seeds && arm.seeds.length > 1) || !within.includes(seed));
+    const within = counted(part), alone = part.seeds.filter((seed) => (settings.seeds && part.seeds.length > 1) || !within.includes(seed) || (seed.gaps && part.seeds.length > 1));
     for (const seed of alone) traces.push({
-      type: "scatter", mode: "lines", x: arm.steps.map((step) => along(seed.run, settings.x, step)), y: shownOf(metric, arm, seed, settings),
+      type: "scatter", mode: "lines", x: part.steps.map((step) => along(seed.run, settings.x, step)), y: lineOf(seed, settings.smooth),
       line: { color: faint(color, 0.65), width: 1 }, legendgroup: group, showlegend: false, connectgaps: true,
-      name: safe(short(data.runs[seed.run].label, 44)), hovertemplate: "%{y:.5g}" + (data.runs[seed.run].finished ? "" : ", not finished"),
+      name: safe(runName(seed.run)), hovertemplate: "%{y:.5g}" + (data.runs[seed.run].finished ? "" : ", not finished") + (seed.gaps ? ", not finite in places" : ""),
     });
     traces.push({
       type: "scatter", mode: spread ? "lines+markers" : "lines", x: points.map((p) => p.x), y: points.map((p) => p.y), name, legendgroup: group,
-      line: { color, width: 2, dash }, marker: { color, size: 6, symbol }, connectgaps: true,
+      line: { color, width: 2, dash }, marker: { color, size: 6, symbol }, connectgaps: false,
       customdata: points.map((p) => [p.step, p.n, p.band ? ` (${p.band[0].toPrecision(4)} to ${p.band[1].toPrecision(4)})` : ""]),
       hovertemplate: "%{y:.5g}%{customdata[2]}" + (settings.x === "step" ? "" : ", step %{customdata[0]}") + ", seeds: %{customdata[1]}",
     });
@@ -168,7 +162,7 @@ const drawCurves = (figure) => {
   layout.xaxis.hoverformat = ".6~g";
   layout.yaxis = axisOf("", settings.logy);
   layout.yaxis.title.text = wrapped(settings.show === "difference" ? `${metric.label}, less the control's` : metric.label, 30);
-  legend(layout, metric.arms.map((arm) => short(data.arms[arm.arm].name)), width);
+  legend(layout, metric.arms.map((arm) => armName(arm.arm)), width);
   return { traces, layout };
 };
 
@@ -206,7 +200,7 @@ const drawMap = (figure) => {
     layout.xaxis = axisOf("step");
     layout.yaxis = axisOf("");
     layout.yaxis.title.text = wrapped(chart.unit && chart.mid !== 1 ? `${chart.title}, ${chart.unit}` : chart.title, 30);
-    legend(layout, part.columns.map((name) => short(`${part.columnAxis} ${name}`)), figure.plot.clientWidth || 460);
+    legend(layout, part.columns.map((name) => short(`${part.columnAxis} ${name}`)), figure.width);
     return { traces, layout };
   }
   let low = Infinity, high = -Infinity;
@@ -218,7 +212,7 @@ const drawMap = (figure) => {
   const [xName, yName] = upright ? ["step", part.columnAxis] : [part.columnAxis, part.rowAxis];
   const indices = (names) => names.map((_, place) => place);
   const ticks = (names, most) => { const every = Math.ceil(names.length / most) || 1; const kept = indices(names).filter((place) => place % every === 0); return { tickmode: "array", tickvals: kept, ticktext: kept.map((place) => names[place]) }; };
-  const wide = figure.plot.clientWidth || 460;
+  const wide = figure.width;
   const traces = [{
     type: "heatmap", x: indices(xs), y: indices(ys), z, ...range, ...ramp(chart), xgap: xs.length < 40 ? 1 : 0, ygap: ys.length < 40 ? 1 : 0,
     customdata: z.map((row, y) => row.map((_, x) => [xs[x], ys[y]])), colorbar: { thickness: 12, outlinewidth: 0, tickfont: { color: style("--ink") }, len: 1 },
@@ -233,7 +227,7 @@ const drawMap = (figure) => {
 
 const drawBars = (figure) => {
   const { chart } = figure, colors = COLORS[isDark() ? "dark" : "light"], layout = layoutOf(figure);
-  const names = data.runs.map((run) => safe(short(run.label, 30)));
+  const names = data.runs.map((_, run) => safe(runName(run, 30)));
   const patterns = ["", "/", "x", "-", "|", "+", ".", "\\"];
   const traces = chart.kinds.map((kind, place) => ({
     type: "bar", orientation: "h", name: kind, y: data.runs.map((_, run) => run), x: chart.seconds.map((row) => row[place]), customdata: names,
@@ -245,7 +239,7 @@ const drawBars = (figure) => {
   layout.bargap = 0.25;
   layout.xaxis = axisOf("seconds");
   layout.yaxis = { ...axisOf(""), tickmode: "array", tickvals: names.map((_, run) => run), ticktext: names, autorange: "reversed", showgrid: false, type: "linear" };
-  legend(layout, chart.kinds, figure.plot.clientWidth || 460);
+  legend(layout, chart.kinds, figure.width);
   return { traces, layout };
 };
 
@@ -255,8 +249,10 @@ const library = () => {
   if (!window.Plotly) document.head.append(make("script", { textContent: document.getElementById("plotly").textContent }));
   return window.Plotly;
 };
-const draw = (figure) => {
+const draw = (figure, width = 0) => {
+  figure.width = width || figure.plot.clientWidth || 460;
   const { traces, layout } = DRAW[figure.chart.kind](figure);
+  if (width) Object.assign(layout, { width, autosize: false });
   figure.drawn = true;
   figure.plot.style.height = `${layout.height}px`;
   library().react(figure.plot, traces, layout, { responsive: true, displaylogo: false, displayModeBar: false, showTips: false })
@@ -267,12 +263,13 @@ const draw = (figure) => {
 
 // ---- tables and CSV ---------------------------------------------------------------------------------------------------
 const rowsOfCurves = (figure) => {
-  const { settings } = figure, metric = data.metrics[settings.metric], smooth = metric.arms.some((arm) => arm.seeds.some((seed) => seed.smooth));
-  const heading = ["metric", "arm", "seed", "run", "step", "tokens", "flops", "hours", "value", ...(smooth ? ["smoothed"] : []), ...(settings.show === "difference" ? ["less_control"] : [])], rows = [];
-  for (const arm of metric.arms) for (const seed of arm.seeds) { const shown = shownOf(metric, arm, seed, settings); arm.steps.forEach((step, place) => {
+  const { settings } = figure, metric = data.metrics[settings.metric], parts = metric.arms.map((arm) => ({ arm: arm.arm, part: partOf(arm, settings) }));
+  const smooth = parts.some(({ part }) => part.seeds.some((seed) => seed.smooth)), value = settings.show === "difference" ? "less_control" : "value";
+  const heading = ["metric", "arm", "seed", "run", "step", "tokens", "flops", "hours", value, ...(smooth ? ["smoothed"] : [])], rows = [];
+  for (const { arm, part } of parts) for (const seed of part.seeds) part.steps.forEach((step, place) => {
     const run = data.runs[seed.run];
-    if (known(seed.y[place])) rows.push([settings.metric, data.arms[arm.arm].name, run.seed, run.path, step, ...["tokens", "flops", "hours"].map((axis) => along(seed.run, axis, step)), seed.y[place], ...(smooth ? [seed.smooth ? seed.smooth[place] : null] : []), ...(settings.show === "difference" ? [shown[place]] : [])]);
-  }); }
+    if (known(seed.y[place])) rows.push([settings.metric, data.arms[arm].name, run.seed, run.path, step, ...["tokens", "flops", "hours"].map((axis) => along(seed.run, axis, step)), seed.y[place], ...(smooth ? [seed.smooth ? seed.smooth[place] : null] : [])]);
+  });
   return { heading, rows };
 };
 const rowsOfMap = ({ chart }) => {
@@ -292,8 +289,9 @@ const rowsOfBars = ({ chart }) => ({
   rows: data.runs.map((run, place) => [run.label, run.path, ...chart.seconds[place]]),
 });
 const tableOfCurves = (figure) => {
-  const { settings } = figure, metric = data.metrics[settings.metric], steps = [...new Set(metric.arms.flatMap((arm) => arm.steps))].sort((a, b) => a - b);
-  const columns = metric.arms.flatMap((arm) => arm.seeds.map((seed) => ({ seed, shown: shownOf(metric, arm, seed, settings), at: new Map(arm.steps.map((step, place) => [step, place])) })));
+  const { settings } = figure, parts = data.metrics[settings.metric].arms.map((arm) => partOf(arm, settings));
+  const steps = [...new Set(parts.flatMap((part) => part.steps))].sort((a, b) => a - b);
+  const columns = parts.flatMap((part) => { const at = new Map(part.steps.map((step, place) => [step, place])); return part.seeds.map((seed) => ({ seed, at, shown: lineOf(seed, settings.smooth) })); });
   return { heading: ["step", ...columns.map(({ seed }) => data.runs[seed.run].label)],
     rows: steps.map((step) => [step, ...columns.map(({ shown, at }) => (at.has(step) ? shown[at.get(step)] : null))]) };
 };
@@ -465,7 +463,14 @@ const watchViews = () => {
   }, { rootMargin: "200px" });
   for (const figure of figures.values()) watcher.observe(figure.element);
   performance.mark("jaxlm-interactive"); // all controls work, and figures are drawn as they come into view
-  (window.requestIdleCallback || setTimeout)(library);
+  (window.requestIdleCallback || setTimeout)(() => { library(); setTimeout(drawAhead, 2000); });
+};
+
+const drawAhead = () => {
+  // With time to spare the rest is drawn, one figure at a time, so that printing finds all of them there.
+  const next = [...figures.values()].find((figure) => !figure.drawn);
+  if (!next || !window.requestIdleCallback) return;
+  requestIdleCallback(() => { if (!next.drawn && !waiting.length) { waiting.push(next); drawNext(); } setTimeout(drawAhead, 100); });
 };
 
 let folded = [], themeBefore;
@@ -473,9 +478,10 @@ const beforePrint = () => {
   printing = true;
   themeBefore = root.dataset.theme;
   root.dataset.theme = "light";
-  folded = [...document.querySelectorAll("details:not([open])")];
+  folded = [...document.querySelectorAll("details:not([open]):not(.keep-folded)")];
   folded.forEach((details) => { details.open = true; });
-  for (const figure of figures.values()) { draw(figure); library().relayout(figure.plot, { width: 640 }); }
+  // Only colors and width change of what is drawn already; what is not yet is drawn now.
+  for (const figure of figures.values()) draw(figure, 640);
 };
 const afterPrint = () => {
   printing = false;
