@@ -18,8 +18,8 @@ Result (1.05M active parameters, 0.5M tokens of Python, 3 seeds, differences fro
     16 experts   -0.035 (-0.099 to  0.028)       0.083         1.08 (1.00 to 1.15)    28.2 %
 
 Every arm of every seed ends below the dense model of that seed, though only the interval of 2 experts leaves out zero, and no
-difference holds once four are looked at (Holm); that more experts gain more does not show. Many tokens are dropped while the router learns to spread
-its load; whether that is what holds the larger arms back is not shown either (switch_capacity.py).
+difference holds once four are looked at (Holm); that more experts gain more does not show. Many tokens are dropped while the
+router learns to spread its load; whether that is what holds the larger arms back is not shown either (switch_capacity.py).
 """
 
 import dataclasses
