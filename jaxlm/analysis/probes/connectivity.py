@@ -49,6 +49,7 @@ SETTINGS = ConnectivityConfig()
 
 
 def probe(view: View, settings: ConnectivityConfig) -> dict[str, Measure]:
+    """Return losses between this checkpoint and the last, the barrier, and losses of averages of those so far."""
     batch = Batch(*(x[evenly(np.arange(len(view.rows.tokens)), settings.rows)] for x in view.rows[:5]))
 
     def loss_of(params: Any) -> float:

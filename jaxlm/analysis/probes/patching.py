@@ -48,6 +48,7 @@ SETTINGS = PatchingConfig()
 
 
 def probe(view: View, settings: PatchingConfig) -> dict[str, Measure]:
+    """Return what clean activations bring back of a logit difference, and what steering does to targets."""
     pairs = _read_pairs(view, settings) if settings.pairs else _repetitions(view, settings)
     found = patched(view, pairs)
     axes, labels = ("site", "group", "layer"), {"site": PATCHED, "group": list(pairs.groups)}

@@ -64,6 +64,7 @@ class Choices(NamedTuple):
 
 
 def probe(view: View, settings: RoutersConfig) -> dict[str, Measure]:
+    """Return loads, what routers go by, how they changed since other checkpoints, and how alike experts are."""
     if not view.model.moe_layers:
         raise NotSuited("no layer of this model is a mixture of experts")
     choices, names = choices_of(view), {"layer": list(map(str, view.model.moe_layers))}

@@ -85,6 +85,7 @@ def _heads(param: Param) -> tuple[int, int] | None:
 
 
 def probe(view: View, settings: WeightsConfig) -> dict[str, Measure]:
+    """Return norms and ranks of every matrix, and of what was added since the checkpoint before and the first."""
     own = matrices(view.params, view.spec)
     found = _measures(own, "", "", settings)
     if settings.heads:
