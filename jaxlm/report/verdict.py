@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxlm.eval.comparison import Effect, describe
 from jaxlm.report.material import Material
+from jaxlm.run.metrics import without_nan
 from jaxlm.sweep.arms import Comparison, SpeedUp, check_metrics, compare, speed_up
 
 # Of any other metric nobody can say which is better.
@@ -130,7 +131,7 @@ def table_of(verdict: Verdict) -> list[dict[str, Any]]:
                 "effect": describe(effect) if effect else "", "difference": _number(effect),
                 "says": arm.says, "better": arm.better,
                 "method": effect.method if effect else "", "detectable": detectable(effect),
-                "least": _finite(effect.detectable) if effect else None, "p_value": _finite(arm.p),
+                "least": without_nan(effect.detectable) if effect else None, "p_value": without_nan(arm.p),
                 "p": f"{arm.p:.2g}" if math.isfinite(arm.p) else "–",
                 "speed_up": speed(arm.speed_up), "speed": _number(arm.speed_up.mean) if arm.speed_up else None,
                 "speed_why": arm.speed_up.why if arm.speed_up else "",
@@ -140,10 +141,6 @@ def table_of(verdict: Verdict) -> list[dict[str, Any]]:
             }
         )  # fmt: skip
     return rows
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _number(effect: Effect | None) -> float | None:
