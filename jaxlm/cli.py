@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxlm import __version__
-from jaxlm.commands import analysing, listing, models, pods, reading, reporting, sweeping, training, viewing
+from jaxlm.commands import analysing, listing, models, pods, reading, reporting, sweeping, training, trusting, viewing
 from jaxlm.errors import JaxlmError, ProcessError, suggest
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -32,6 +32,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "show": training.show,
     "watch": viewing.watch,
     "diff": training.diff,
+    "trust": trusting.trust,
     "data prepare": training.data_prepare,
     "data show": training.data_show,
     "data tokenizer": training.data_tokenizer,

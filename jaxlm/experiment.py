@@ -4,9 +4,10 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from jaxlm.config import Range, config, difference
+from jaxlm.config import Function, Range, config, difference
 from jaxlm.data.prepare import DataConfig
 from jaxlm.errors import ConfigError
+from jaxlm.function_file import identity
 from jaxlm.hardware import Chip
 from jaxlm.layout import Layout, MeshConfig, of_slices
 from jaxlm.model import transformer
@@ -86,6 +87,8 @@ class Experiment:
     """Of initial parameters, dropout and the order of the data."""
     accumulate: Annotated[int, Range(1)] = 1
     """Microbatches whose gradients add up to one step; a divisor of batch_size."""
+    objective: Annotated[str, Function("loss(params, batch, config, layout, **settings)", optional=True)] = ""
+    """A loss of your own, FILE.py:NAME (objective/own.py); empty: that of the data's form."""
     z_loss: Annotated[float, Range(0)] = 0.0
     """Weight of the squared log-normaliser in the loss (1e-4 in PaLM)."""
     remat: Literal["none", "dots", "full"] = "none"
@@ -147,6 +150,11 @@ class Experiment:
 
     def check(self) -> None:
         """Raise ConfigError where parts contradict one another."""
+        if not self.name.isprintable() or {"", ".", ".."} & set(self.name.split("/")):
+            raise ConfigError(
+                f"name = {self.name!r:.80} names no folder below runs/: give printable characters, for example "
+                f"{self._printable_name()!r}; --run-dir takes any path"
+            )
         if self.batch_size % self.accumulate:
             fits = [n for n in range(1, self.batch_size + 1) if self.batch_size % n == 0]
             raise ConfigError(
@@ -176,6 +184,10 @@ class Experiment:
             self._check_places()
         schedule(self.optimizer, self.steps)
 
+    def _printable_name(self) -> str:
+        parts = "".join(filter(str.isprintable, self.name)).split("/")
+        return "/".join(part for part in parts if part not in ("", ".", ".."))[:60] or "run"
+
     def _check_post_training(self) -> None:
         if self.paired and self.preference.form != self.data.form:
             kinds = "kto" if self.data.form == "labels" else "sigmoid, ipo or another but kto"
@@ -190,6 +202,11 @@ class Experiment:
             )
         if self.paired and self.z_loss:
             raise ConfigError(f"z_loss = {self.z_loss:g} belongs to next-token prediction, not to preferences: set --z-loss 0")
+        if self.paired and self.objective:
+            raise ConfigError(
+                f"objective = {self.objective!r} reads rows of tokens, and data.form = {self.data.form!r} compares pairs of "
+                "rows: leave it out and choose a preference.loss, or take data of another form"
+            )
         moe = self.model.moe
         if self.paired and moe.num_experts and moe.rows_per_group > 1 and moe.evaluation_capacity_factor is not None:
             raise ConfigError(
@@ -234,8 +251,12 @@ FREE_FIELDS = ("name", "mesh.", "layout.", "checkpoint.", "log.", "sample.", "da
 
 
 def changed_fields(saved: Experiment, asked: Experiment) -> list[tuple[str, object, object]]:
-    """Return the differences that make a continued run another experiment."""
-    return [entry for entry in difference(saved, asked) if not entry[0].startswith(FREE_FIELDS)]
+    """Return the differences that make a continued run another experiment.
+
+    A function that lies elsewhere is the same function where its name and the content of its file are.
+    """
+    changes = [entry for entry in difference(saved, asked) if not entry[0].startswith(FREE_FIELDS)]
+    return [(name, before, now) for name, before, now in changes if identity(before) != identity(now)]
 
 
 def check_devices(experiment: Experiment, num_devices: int, chip: Chip | None = None, slices: int = 1) -> dict[str, int]:

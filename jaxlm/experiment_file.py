@@ -1,16 +1,13 @@
 """An experiment read from its file: Python that returns one, or a resolved configuration; every fault with its place."""
 
-import importlib.util
-import json
-import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxlm.config import from_dict, to_dict
-from jaxlm.errors import ConfigError, JaxlmError, suggest
+from jaxlm.config import from_dict, read_json, to_dict
+from jaxlm.errors import ConfigError, suggest
 from jaxlm.experiment import Experiment
+from jaxlm.function_file import beside, placed, run_file
 
 
 def apply_overrides(experiment: Experiment, path: Path) -> Experiment:
@@ -19,10 +16,12 @@ def apply_overrides(experiment: Experiment, path: Path) -> Experiment:
     Raises ConfigError, with the file, for one that cannot be read, for fields that do not exist and values that do not suit.
     """
     try:
-        changes = json.loads(path.read_text())
+        changes = read_json(path.read_bytes())
         return from_dict(Experiment, _merge(to_dict(experiment), changes))
-    except (OSError, ValueError) as fault:
-        raise ConfigError(f"--overrides {path} cannot be read as JSON: {fault}") from fault
+    except OSError as fault:
+        raise ConfigError(f"--overrides {path} cannot be read: {fault.strerror}") from fault
+    except ValueError as fault:
+        raise ConfigError(f"--overrides {path} {fault}") from fault
     except ConfigError as fault:
         raise ConfigError(f"--overrides {path}: {fault}") from fault
 
@@ -58,39 +57,30 @@ def call_function(
     if not path.is_file() and ".py:" in path.name:
         file, name = path.name.rsplit(":", 1)
         path = path.with_name(file)
+    if (path / "config.json").is_file() and (path / "run.json").is_file():
+        raise ConfigError(f"{path} is a run, not an experiment file: {path / 'config.json'} --run-dir {path} continues it")
     if not path.is_file():
         near = [p for p in path.parent.iterdir() if p.suffix in (".py", ".json")] if path.parent.is_dir() else []
         raise ConfigError(f"no experiment file {path}.{suggest(path.name, [p.name for p in near])}")
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
-    if module_spec is None:
-        raise ConfigError(f"{path} is no experiment: give a .py file that defines {name}(), or a resolved .json configuration")
-    module = importlib.util.module_from_spec(module_spec)
-    sys.path.insert(0, str(path.parent.absolute()))  # experiments build on their neighbours
+    module = run_file(path)
+    if not callable(getattr(module, name, None)):
+        near = suggest(name, [n for n, value in vars(module).items() if callable(value)])
+        raise ConfigError(f"{path} defines no function {name}() that returns {returns}.{near}")
     try:
-        module_spec.loader.exec_module(module)
-        if not callable(getattr(module, name, None)):
-            near = suggest(name, [n for n, value in vars(module).items() if callable(value)])
-            raise ConfigError(f"{path} defines no function {name}() that returns {returns}.{near}")
-        return take(getattr(module, name)()), path, name
-    except JaxlmError as fault:
-        raise type(fault)(f"{fault}{_line(fault, path)}") from fault
+        with beside(path.parent.absolute()):  # experiments build on their neighbours
+            return take(getattr(module, name)()), path, name
     except Exception as fault:
-        raise ConfigError(f"{path} cannot be run: {type(fault).__name__}: {fault}{_line(fault, path)}") from fault
-    finally:
-        sys.path.pop(0)
+        raise placed(fault, path) from fault
 
 
 def _load_resolved(path: Path) -> Experiment:
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as fault:
-        raise ConfigError(f"{path} cannot be read as JSON: {fault}") from fault
+        values = read_json(path.read_bytes())
+    except OSError as fault:
+        raise ConfigError(f"{path} cannot be read: {fault.strerror}") from fault
+    except ValueError as fault:
+        raise ConfigError(f"{path} {fault}") from fault
     try:
         return from_dict(Experiment, values)
     except ConfigError as fault:
         raise ConfigError(f"{path} is not a configuration of this version of jaxlm: {fault}") from fault
-
-
-def _line(fault: BaseException, path: Path) -> str:
-    lines = [f.lineno for f in traceback.extract_tb(fault.__traceback__) if Path(f.filename).name == path.name]
-    return f" ({path}, line {lines[-1]})" if lines else ""

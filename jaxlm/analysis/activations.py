@@ -16,6 +16,7 @@ from jaxlm.layout import Layout
 from jaxlm.model import layers, transformer
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.edit import Edit, unchanged
+from jaxlm.model.functions import Rows
 from jaxlm.model.rope import slopes
 from jaxlm.ops.attention_kernels import alibi_bias, attention_logits
 from jaxlm.ops.masks import Tokens, visible
@@ -109,7 +110,7 @@ def _captured(
     """Return what was seen outside the layers; at each place of the pattern, stacked over repeats; and in layers left over."""
     at = Tokens(batch.positions, batch.segments)
     mixers = {kind: transformer.mixer(at, kind, model) for kind in sorted(set(model.attention_pattern))}
-    real_BL, ends = batch.segments != 0, {}
+    real_BL, rows, ends = batch.segments != 0, Rows(batch.tokens, batch.positions), {}
 
     def one_layer(x_BLD: Array, weights: transformer.Block, layer: Array, place: int) -> tuple[Array, dict[str, Array]]:
         rope, mix = mixers[model.attention_kind(place)]
@@ -128,7 +129,7 @@ def _captured(
 
         if "layer_in" in sites:
             seen["layer_in"] = x_BLD
-        x_BLD, _ = transformer.block(weights, x_BLD, attend, rope, real_BL, layer, model, layout, look)
+        x_BLD, _ = transformer.block(weights, x_BLD, attend, rope, real_BL, layer, model, layout, look, rows=rows)
         return x_BLD, seen if reduce is None else reduce(seen, at)
 
     def one_period(x: Array, scanned: tuple[tuple[transformer.Block, ...], Array]) -> tuple[Array, list[dict[str, Array]]]:

@@ -8,9 +8,10 @@ from typing import Any
 
 from jaxlm.analysis.probe_files import Probe
 from jaxlm.analysis.series import ROWS, Series, related
-from jaxlm.config import digest, to_dict
+from jaxlm.config import digest, read_json, to_dict
 from jaxlm.errors import CheckpointError
 from jaxlm.experiment import FREE_FIELDS
+from jaxlm.function_file import identity as same
 from jaxlm.run.directory import CHECKPOINTS, CONFIG, read_starts
 from jaxlm.train import checkpoint
 
@@ -52,10 +53,10 @@ def identity(run: Path) -> str:
     start = next(iter(read_starts(run)), {})
     first = [start.get("time"), start.get("config_digest")] if isinstance(start, dict) else []
     try:
-        asked = dict(_leaves(json.loads((run / CONFIG).read_text()), ""))
+        asked = dict(_leaves(read_json((run / CONFIG).read_bytes()), ""))
     except (OSError, ValueError):
         asked = {}
-    asked = {name: value for name, value in asked.items() if not name.startswith(FREE_FIELDS) and name != "steps"}
+    asked = {name: same(value) for name, value in asked.items() if not name.startswith(FREE_FIELDS) and name != "steps"}
     return hashlib.sha256(json.dumps([first, asked], sort_keys=True).encode()).hexdigest()[:16]
 
 

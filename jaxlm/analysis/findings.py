@@ -50,13 +50,14 @@ def show_findings(run: Path, probes: Sequence[str]) -> None:
 def _numbers(results: dict[int, Result]) -> dict[tuple[str, str], None]:
     """Return the names and units of all measures that are a single number, in order."""
     return {
-        (name, measure["unit"]): None
+        (name, str(measure.get("unit", ""))): None
         for result in results.values()
         for name, measure in result["measures"].items()
-        if not measure["axes"] and not isinstance(measure["values"], str)
+        if isinstance(measure, dict) and not measure.get("axes") and not isinstance(measure.get("values"), str)
     }
 
 
 def _number(result: Result | None, measure: str) -> str:
-    value = (result or {"measures": {}})["measures"].get(measure, {}).get("values")
+    found = (result or {"measures": {}})["measures"].get(measure)
+    value = found.get("values") if isinstance(found, dict) else None
     return f"{value:.4g}" if isinstance(value, (int, float)) else "-"

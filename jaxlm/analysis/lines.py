@@ -1,10 +1,10 @@
 """Files of texts for probes: JSONL, an object of texts a line."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxlm.config import read_json
 from jaxlm.errors import DataError
 
 
@@ -14,17 +14,17 @@ def read_lines(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
     Raises DataError, with file and line, where that is not so or there is none.
     """
     try:
-        text = path.read_text()
+        text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as fault:
         raise DataError(f"cannot read the texts of {path}: {fault}") from fault
     found = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
+            values = read_json(line)
         except ValueError as fault:
-            raise DataError(f"{path}:{number} is no JSON object: {fault}") from fault
+            raise DataError(f"{path}:{number} {fault}") from fault
         if not isinstance(values, dict):
             raise DataError(f"{path}:{number} must be an object, not {type(values).__name__}")
         for name in needed:

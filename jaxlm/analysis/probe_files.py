@@ -10,8 +10,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from jaxlm.analysis.user_files import beside, digests, module_of
+from jaxlm.analysis.user_files import digests
 from jaxlm.errors import ConfigError, suggest
+from jaxlm.function_file import beside, run_file
 
 FOLDER = Path(__file__).parent / "probes"
 
@@ -92,7 +93,7 @@ def _load(name: str) -> Probe:
 def _module(path: Path) -> ModuleType:
     if path.resolve().parent == FOLDER.resolve():
         return importlib.import_module(f"jaxlm.analysis.probes.{path.stem}")
-    return module_of(path)
+    return run_file(path)
 
 
 def _described(module: ModuleType, path: Path) -> Probe:

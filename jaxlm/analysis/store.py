@@ -15,6 +15,7 @@ from jaxlm.analysis.decisive import ALIKE, Result, asked_for, decisive, holds, i
 from jaxlm.analysis.measure import as_measure
 from jaxlm.analysis.probe_files import Probe
 from jaxlm.analysis.series import Series
+from jaxlm.config import read_json
 from jaxlm.data.storage import write_atomically
 from jaxlm.errors import ConfigError
 from jaxlm.run.directory import CHECKPOINTS
@@ -140,7 +141,7 @@ def _files(run: Path, pattern: str) -> Iterator[Path]:
 
 def _read(path: Path, needed: frozenset[str] | set[str] = frozenset({"settings", "code", "version"})) -> Result | None:
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path.read_bytes())
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and needed <= set(found) else None

@@ -24,13 +24,16 @@ def plan(
     ],
     slices: Annotated[int, arg(help="How many such slices; `mesh.replica` takes a multiple of it.")] = 1,
     stage: Annotated[
-        Literal["code", "schedule"],
-        arg(help="How far to compile: to machine code, which estimates cycles, or in seconds to the schedule, which does not."),
-    ] = "code",
+        Literal["code", "schedule"] | None,
+        arg(
+            help="How far to compile: to machine code, which estimates cycles, or in seconds to the schedule, which does not; "
+            "None: code. A search chooses by itself."
+        ),
+    ] = None,
     json: Annotated[Path | None, arg(metavar="FILE", help="Write the plan there as JSON.")] = None,
     search: Annotated[bool, arg(help="Try meshes, remat and accumulation, and rank what fits by modelled step time.")] = False,
-    budget: Annotated[float, arg(help="Of a search: seconds after which nothing new is compiled.")] = 1200.0,
-    candidates: Annotated[int, arg(help="Of a search: how many candidates to compile.")] = 12,
+    budget: Annotated[float | None, arg(help="Of a search: seconds after which nothing new is compiled; None: 1200.")] = None,
+    candidates: Annotated[int | None, arg(help="Of a search: how many candidates to compile; None: 12.")] = None,
     capacity_factors: Annotated[tuple[float, ...], arg(help="Of a search: capacity factors to try.")] = (),
     output: Annotated[
         Path | None, arg(metavar="FILE", help="Of a search: write the winner's fields there, for `--overrides FILE`.")
@@ -41,11 +44,17 @@ def plan(
 
     if output and not search:
         raise JaxlmError("--output is where a search writes its winner: add --search, or write the plan with --json FILE")
+    asked = {"budget": budget, "candidates": candidates, "capacity_factors": capacity_factors or None}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if asked and not search:
+        raise JaxlmError(f"--{next(iter(asked)).replace('_', '-')} is of a search: add --search, or leave it out")
+    if search and stage:
+        raise JaxlmError("--stage is of a plan alone, a search compiles as far as it needs: leave out --stage or --search")
     if search:
-        limits = command.Limits(budget=budget, candidates=candidates, capacity_factors=capacity_factors)
+        limits = command.Limits(**asked)
         command.search(experiment, topology, slices, limits, json, output)
     else:
-        command.plan(experiment, topology, slices, stage, json)
+        command.plan(experiment, topology, slices, stage or "code", json)
 
 
 def launch(

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from jaxlm.commands.arguments import Fields, RunFolder, Step
+from jaxlm.commands.arguments import Fields, RunFolder, Step, check_least
 from jaxlm.commands.start import start_jax
+from jaxlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from jaxlm.eval.probe_config import Probes
@@ -32,7 +33,9 @@ def evaluate(
     source: Annotated[
         tuple[str, ...], arg(help="What to evaluate on, for example text:book.txt; the run's own data by default.")
     ] = (),
-    split: Annotated[Literal["train", "validation"], arg(help="Of the run's own data.")] = "validation",
+    split: Annotated[
+        Literal["train", "validation"] | None, arg(help="Of the run's own data; None: validation. A source is read whole.")
+    ] = None,
     batches: Annotated[int, arg(help="How many batches; 0: all.")] = 0,
     batch_size: Annotated[int, arg(help="Rows (or pairs of rows) a batch; 0: the run's, of probes a few.")] = 0,
     form: Annotated[
@@ -48,7 +51,10 @@ def evaluate(
     extend: Extension,
 ) -> None:
     """Print a checkpoint's loss on any text, conversations or preferences, or what probes of a long context find, as JSON."""
+    check_least(0, batches=batches, batch_size=batch_size)
     others = {"--batches": batches, "--form": form, "--reference": reference, "--router": router != type(router)()}
+    if source and split:
+        raise ConfigError(f"--split {split} is of the run's own data, and --source is read whole: give one of them")
     if probes.probe:
         probes.check_alone(others)
     start_jax(1)
@@ -56,9 +62,9 @@ def evaluate(
     from jaxlm.run.probe import probe_run
 
     if probes.probe:
-        probe_run(run, step, probes, extend, source, split, batch_size)
+        probe_run(run, step, probes, extend, source, split or "validation", batch_size)
     else:
-        evaluate_run(run, step, source, split, batches, batch_size, router, form, reference, extend)
+        evaluate_run(run, step, source, split or "validation", batches, batch_size, router, form, reference, extend)
 
 
 def score(

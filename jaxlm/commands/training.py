@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from jaxlm.commands.arguments import Fields, File, RunFolder
+from jaxlm.commands.arguments import Fields, File, RunFolder, check_least
 from jaxlm.commands.start import start_jax
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def show(
     devices: Annotated[int, arg(help="Devices to lay the model over; 0: those present.")] = 0,
 ) -> None:
     """Show an experiment: fields, parameters by part, costs, and where each weight lives and why; or how a run stands."""
+    check_least(0, devices=devices)
     start_jax(experiment.mesh.cpu_devices)
     from jaxlm.run.show import show_experiment
 
@@ -66,6 +67,7 @@ def data_prepare(
     workers: Annotated[int, arg(help="Processes that encode; 0: one a core.")] = 0,
 ) -> None:
     """Tokenise and pack an experiment's data, once; `jaxlm train` does the same where it is missing."""
+    check_least(0, workers=workers)
     from jaxlm.run.data import prepare_data
 
     prepare_data(experiment, workers or None)

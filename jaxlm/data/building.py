@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxlm.config import read_json
 from jaxlm.data.chat import read_template
 from jaxlm.data.encoding import Group, encode_in_order
 from jaxlm.data.example_config import ExampleConfig
@@ -98,9 +99,10 @@ def new_manifest(jobs: list[Job]) -> dict:
 def read_manifest(folder: Path) -> dict | None:
     """Return the record in `folder`, or None where there is none."""
     try:
-        return json.loads((folder / MANIFEST).read_bytes())
+        found = read_json((folder / MANIFEST).read_bytes())
     except (OSError, ValueError):
         return None
+    return found if isinstance(found, dict) else None
 
 
 def write_manifest(folder: Path, manifest: dict) -> None:

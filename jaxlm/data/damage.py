@@ -11,7 +11,7 @@ def damage_named(origin: str) -> Iterator[None]:
     """Turn whatever goes wrong while values of a stranger's file are read into a DataError that names the file.
 
     A value of another type than the format's shows as one of Python's errors wherever it is first used. The library
-    `tokenizers` panics, too, which is no Exception.
+    `tokenizers` raises plain Exceptions, and panics, which are none.
     """
     try:
         yield
@@ -19,7 +19,7 @@ def damage_named(origin: str) -> Iterator[None]:
         raise
     except BaseException as error:
         lookup = isinstance(error, ArithmeticError | AttributeError | LookupError | RecursionError | TypeError | ValueError)
-        if not lookup and type(error).__name__ != "PanicException":
+        if not lookup and type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         raise DataError(f"{origin} is damaged, a value in it is not what it should be: {error}") from error
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordReader
 
-from jaxlm.data.readers import Document, Documents, chunks_of, lines_of
+from jaxlm.data.readers import Document, Documents, lines_of
 from jaxlm.errors import DataError
 
 
@@ -17,8 +17,10 @@ def read_jsonl_rows(path: Path, name: str) -> Documents:
     """Read one JSON object a line, from a plain, .gz or .zst file; blank lines are no rows."""
     number = 0
     try:
-        for number, line in enumerate(lines_of(chunks_of(path)), start=1):
-            if line.strip():
+        for number, line in enumerate(lines_of(path), start=1):
+            if isinstance(line, str):
+                yield DataError(f"{path}, line {number} {line}")
+            elif line.strip():
                 yield _row(line, f"{name}:{number}", f"{path}, line {number}")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         yield DataError(f"{path} is cut short or damaged after line {number} ({error}). Fetch it again")

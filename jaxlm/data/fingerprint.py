@@ -6,6 +6,7 @@ import json
 import time
 from pathlib import Path
 
+from jaxlm.config import read_json
 from jaxlm.data.storage import write_atomically
 from jaxlm.errors import DataError
 
@@ -20,16 +21,17 @@ class ContentHashes:
         self._path = folder / "content_hashes.json"
         self._changed = False
         try:
-            self._known = json.loads(self._path.read_bytes())
+            found = read_json(self._path.read_bytes())
         except (OSError, ValueError):
-            self._known = {}
+            found = {}
+        self._known = found if isinstance(found, dict) else {}
 
     def of(self, path: Path) -> str:
         """Return the hash of the content of `path`; DataError where it cannot be read."""
         try:
             status = path.stat()
             known = self._known.get(str(path.absolute()))
-            if known and known[:2] == [status.st_size, status.st_mtime_ns]:
+            if isinstance(known, list) and known[:2] == [status.st_size, status.st_mtime_ns] and len(known) == 3:
                 return known[2]
             with open(path, "rb") as file:
                 content_hash = hashlib.file_digest(file, "blake2b").hexdigest()[:32]

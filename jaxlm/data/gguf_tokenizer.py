@@ -55,11 +55,12 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> HuggingFaceTokenizer | S
 
 def _opened(kind: Any, metadata: Mapping[str, Any]) -> HuggingFaceTokenizer | SentencePieceTokenizer:
     if kind not in ("gpt2", "llama"):
-        raise DataError(f"{_WHERE} is of kind {kind!r}; jaxlm reads 'gpt2' (byte-level BPE) and 'llama' (SentencePiece)")
+        raise DataError(f"{_WHERE} is of kind {kind!r:.80}; jaxlm reads 'gpt2' (byte-level BPE) and 'llama' (SentencePiece)")
     tokens = _strings(metadata, "tokens")
     if not tokens or len(set(tokens)) != len(tokens):
-        twice = next((text for index, text in enumerate(tokens) if text in tokens[:index]), None)
-        raise DataError(f"{_WHERE} is empty" if not tokens else f"{_WHERE} has the token {twice!r} twice")
+        seen: set[str] = set()
+        twice = next((text for text in tokens if text in seen or seen.add(text)), None)
+        raise DataError(f"{_WHERE} is empty" if not tokens else f"{_WHERE} has the token {twice!r:.80} twice")
     types = metadata.get("tokenizer.ggml.token_type")
     types = [_NORMAL] * len(tokens) if types is None else list(types)
     if len(types) != len(tokens) or not set(types) <= set(range(1, 7)):
@@ -76,7 +77,7 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]
     if name not in _PRE_TOKENIZERS:
         near = suggest(str(name), _PRE_TOKENIZERS)
         raise DataError(
-            f"{_WHERE} is cut by the pre-tokenizer {name!r}, which jaxlm does not know.{near} Known: "
+            f"{_WHERE} is cut by the pre-tokenizer {name!r:.80}, which jaxlm does not know.{near} Known: "
             f"{', '.join(_PRE_TOKENIZERS)}. Import the model's Hugging Face folder instead: its tokenizer.json spells it out"
         )
     patterns, whole_words, begins = _PRE_TOKENIZERS[name]
@@ -84,7 +85,7 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]
     merges = [merge.split(" ") for merge in _strings(metadata, "merges")]
     for pair in merges:
         if len(pair) != 2 or not {*pair, "".join(pair)} <= vocabulary.keys():
-            raise DataError(f"{_WHERE} merges {' '.join(pair)!r}, whose two parts and whole are not all tokens")
+            raise DataError(f"{_WHERE} merges {' '.join(pair)!r:.80}, whose two parts and whole are not all tokens")
     # Some leave out bytes that no text in use has; a vocabulary without most of them is of another kind.
     if sum(text in vocabulary for text in byte_alphabet()) < 128:
         raise DataError(f"{_WHERE} says that it is byte-level BPE, but has no tokens for most bytes")
@@ -165,7 +166,7 @@ def _id(metadata: Mapping[str, Any], key: str, size: int) -> int | None:
     if i is None or i in (-1, 2**32 - 1):
         return None
     if not isinstance(i, int | np.integer) or not 0 <= i < size:
-        raise DataError(f"{_WHERE} names {i!r} as its {key} token, but its ids go from 0 to {size - 1}")
+        raise DataError(f"{_WHERE} names {i!r:.80} as its {key} token, but its ids go from 0 to {size - 1}")
     return int(i)
 
 

@@ -1,10 +1,10 @@
 """Tokenizers as Hugging Face folders hold them: which of the files says what."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxlm.config import read_json
 from jaxlm.data.damage import damage_named
 from jaxlm.data.hugging_face_tokenizer import HuggingFaceTokenizer, checked_values, open_library_tokenizer, special_spellings
 from jaxlm.data.sentencepiece_tokenizer import SentencePieceTokenizer
@@ -165,7 +165,7 @@ def _number(value: Any, folder: Path) -> int:
         return int(value)
     if type(value) is int and 0 <= value < 10**9:
         return value
-    raise DataError(f"{folder} gives an added token the id {value!r}: ids are whole numbers")
+    raise DataError(f"{folder} gives an added token the id {value!r:.80}: ids are whole numbers")
 
 
 def _read(path: Path) -> bytes:
@@ -182,9 +182,9 @@ def _object(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        values = json.loads(_read(path))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is damaged or no JSON: {error}") from error
+        values = read_json(_read(path))
+    except ValueError as error:
+        raise DataError(f"{path} {error}: save the tokenizer at its home again") from error
     if not isinstance(values, dict):
         raise DataError(f"{path} must hold a JSON object, not {type(values).__name__}")
     return values

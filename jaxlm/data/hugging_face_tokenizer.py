@@ -145,7 +145,7 @@ def open_library_tokenizer(values: Mapping[str, Any], origin: str) -> Any:
         found = vocabulary.get(token["content"])
         if found != token["id"]:
             raise DataError(
-                f"{origin} gives {token['content']!r} the id {token['id']}, but the vocabulary makes it {found}: "
+                f"{origin} gives {token['content']!r:.80} the id {token['id']}, but the vocabulary makes it {found}: "
                 "save the tokenizer at its home again"
             )
     return tokenizer

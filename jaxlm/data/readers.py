@@ -19,6 +19,8 @@ from jaxlm.errors import DataError, suggest
 
 _SKIP = "or set data.on_bad_document='skip'"
 _CHUNK = 1 << 20
+_PIECE = 1 << 10  # of a .zst file at a time: 4 bytes of it may stand for 128 KiB
+_LONGEST_LINE = 1 << 26
 
 
 class Document(NamedTuple):
@@ -76,7 +78,10 @@ def read_jsonl(path: Path, name: str, field: str = "text") -> Documents:
     """Read one JSON object a line, from a plain, .gz or .zst file; `field` holds the text. Empty texts are no documents."""
     number = 0
     try:
-        for number, line in enumerate(lines_of(chunks_of(path)), start=1):
+        for number, line in enumerate(lines_of(path), start=1):
+            if isinstance(line, str):
+                yield DataError(f"{path}, line {number} {line}, {_SKIP}")
+                continue
             if not line.strip():
                 continue
             document = _json_document(line, f"{name}:{number}", f"{path}, line {number}", field)
@@ -122,31 +127,47 @@ def _zstandard_chunks(path: Path) -> Iterator[bytes]:
     # Frame by frame, because zstandard's own stream reader takes a truncated file for a finished one.
     decompressor = None
     with open(path, "rb") as file:
-        for chunk in iter(partial(file.read, _CHUNK), b""):
-            while chunk:
+        for piece in iter(partial(file.read, _PIECE), b""):
+            while piece:
                 decompressor = decompressor or zstandard.ZstdDecompressor().decompressobj()
                 try:
-                    yield decompressor.decompress(chunk)
+                    yield decompressor.decompress(piece)
                 except zstandard.ZstdError as error:
                     raise EOFError(error) from error
-                chunk = decompressor.unused_data
+                piece = decompressor.unused_data
                 decompressor = None if decompressor.eof else decompressor
     if decompressor is not None:
         raise EOFError("the last frame has no end")
 
 
-def lines_of(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield the lines of chunks of bytes, without their ends."""
-    pieces = []  # of a line that goes on; joined once, because a file without line ends may be one line of gigabytes
-    for chunk in chunks:
+def lines_of(path: Path) -> Iterator[bytes | str]:
+    """Yield the lines of a plain, .gz or .zst file, without their ends; in the place of one that is too long, what is wrong.
+
+    Only of a compressed file may one be too long, as a bomb has it: it stands in memory as nothing else that is on disk does.
+    Raises as `chunks_of` does.
+    """
+    pieces, length = [], 0  # of a line that goes on; joined once
+    limit = _LONGEST_LINE if path.suffix in (".gz", ".zst") else None
+    for chunk in chunks_of(path):
         first, *others = chunk.split(b"\n")
-        pieces.append(first)
+        length += len(first)
+        if limit and length > limit:
+            pieces.clear()
+        else:
+            pieces.append(first)
         if others:
-            yield b"".join(pieces)
-            yield from others[:-1]
-            pieces = others[-1:]
-    if any(pieces):
-        yield b"".join(pieces)
+            yield _whole(pieces, length, limit)
+            large = limit and len(chunk) > limit  # lines within a chunk may be too long only then
+            yield from (_whole([line], len(line), limit) for line in others[:-1]) if large else others[:-1]
+            pieces, length = others[-1:], len(others[-1])
+    if length:
+        yield _whole(pieces, length, limit)
+
+
+def _whole(pieces: list[bytes], length: int, limit: int | None) -> bytes | str:
+    if limit and length > limit:
+        return f"has {length:,} bytes, and of a compressed file none may have more than {limit >> 20} MiB: decompress the file"
+    return b"".join(pieces)
 
 
 def read_array_record(path: Path, name: str) -> Documents:

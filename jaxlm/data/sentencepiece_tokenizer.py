@@ -184,7 +184,9 @@ def _open(content: bytes, origin: str) -> sentencepiece.SentencePieceProcessor:
     sentencepiece.set_min_log_level(3)
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=content) if content else None
-    except RuntimeError:
+        for i in range(len(processor or ())):
+            processor.id_to_piece(i)
+    except (RuntimeError, UnicodeDecodeError):  # the latter where a piece, or what the library says of it, is no text
         processor = None
     if processor is None or not len(processor):
         raise DataError(

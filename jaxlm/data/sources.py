@@ -35,6 +35,7 @@ _ROW_READERS = {
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 _GROWTH = {".gz": 4, ".zst": 4, ".parquet": 3}  # bytes of text in a byte of file, for progress and estimates alone
 _TFDS_PARTS = 64
+_LONGEST = 4096 + 256  # characters of a spelling: no path is longer
 _TFDS_SPELLING = re.compile(r"(?P<name>\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?):(?P<split>[^#]+)(#(?P<feature>\w+))?")
 
 
@@ -112,20 +113,9 @@ def parse_source(spelling: str, *, rows: bool = False) -> Source:
 
     Its documents are texts or, for `rows`, JSON objects: rows with a prompt and a response, say.
     """
-    kind, _, rest = spelling.partition(":")
-    if kind not in _KINDS:
-        near = f" Did you mean 'text:{spelling}'?" if Path(spelling).exists() else suggest(kind, _KINDS)
-        raise ConfigError(f"unknown kind of source {spelling!r}.{near} Kinds: {', '.join(_KINDS)}, as in 'text:books/*.txt'")
-    if rows and kind in ("stdlib", "text"):
-        raise ConfigError(
-            f"source {spelling!r} holds text, and data.form asks for rows: give jsonl:, parquet:, arrayrecord: or tfds:"
-        )
+    kind, rest = check_spelling(spelling, rows=rows)
     if kind == "stdlib":
-        if rest:
-            raise ConfigError(f"source {spelling!r} takes nothing after 'stdlib'")
         return _standard_library()
-    if not rest:
-        raise ConfigError(f"source {spelling!r} needs a {'name' if kind == 'tfds' else 'path'} after '{kind}:'")
     if kind == "tfds":
         return _tfds(spelling, rest, rows)
     pattern, option = _split_option(kind, rest)
@@ -148,6 +138,27 @@ def parse_source(spelling: str, *, rows: bool = False) -> Source:
             )
         return _from_files(spelling, files, root, f"{kind} rows", _ROW_READERS[kind])
     return _from_files(spelling, files, root, f"{kind}#{option}", readings[kind]())
+
+
+def check_spelling(spelling: str, *, rows: bool = False) -> tuple[str, str]:
+    """Return a source's kind and what follows it; ConfigError for one that exists nowhere, whatever files there are."""
+    if len(spelling) > _LONGEST:
+        raise ConfigError(f"source {spelling[:80]!r}... has {len(spelling)} characters, more than any path: mend it")
+    kind, _, rest = spelling.partition(":")
+    if kind not in _KINDS:
+        near = f" Did you mean 'text:{spelling}'?" if os.path.exists(spelling) else suggest(kind, _KINDS)
+        raise ConfigError(f"unknown kind of source {spelling!r}.{near} Kinds: {', '.join(_KINDS)}, as in 'text:books/*.txt'")
+    if rows and kind in ("stdlib", "text"):
+        raise ConfigError(
+            f"source {spelling!r} holds text, and data.form asks for rows: give jsonl:, parquet:, arrayrecord: or tfds:"
+        )
+    if kind == "stdlib":
+        if rest:
+            raise ConfigError(f"source {spelling!r} takes nothing after 'stdlib'")
+        return kind, rest
+    if not rest:
+        raise ConfigError(f"source {spelling!r} needs a {'name' if kind == 'tfds' else 'path'} after '{kind}:'")
+    return kind, rest
 
 
 def _split_option(kind: str, rest: str) -> tuple[str, str]:
@@ -214,6 +225,8 @@ def _tfds(spelling: str, rest: str, rows: bool) -> Source:
     except tensorflow_datasets.core.DatasetNotFoundError as error:
         where = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
         raise ConfigError(f"source {spelling!r} is not prepared in {where}. Prepare it: {prepare}") from error
+    except ValueError as error:
+        raise ConfigError(f"source {spelling!r}: {name!r} is no name of a data set, as TFDS has them: c4/en:3.1.0") from error
     if builder.info.file_format.value != "array_record":
         stored = builder.info.file_format.value
         raise ConfigError(f"source {spelling!r} is stored as {stored}, which needs TensorFlow. Prepare it anew: {prepare}")

@@ -79,7 +79,7 @@ def check_ids(special: SpecialTokens, vocab_size: int, origin: str) -> None:
     """Raise DataError unless all ids in `special` are of tokens that exist."""
     for i in (special.bos_id, special.eos_id, special.pad_id, *special.prefix_ids, *special.stop_ids):
         if type(i) is not int or not 0 <= i < vocab_size:
-            raise DataError(f"{origin} names {i!r} as a special token, but its ids go from 0 to {vocab_size - 1}")
+            raise DataError(f"{origin} names {i!r:.80} as a special token, but its ids go from 0 to {vocab_size - 1}")
 
 
 def _plain(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated, Literal, Protocol
 import numpy as np
 import sentencepiece
 
-from jaxlm.config import Range, config
+from jaxlm.config import Range, config, read_json
 from jaxlm.data.byte_tokenizer import BYTE_VOCAB_SIZE, ByteTokenizer
 from jaxlm.data.damage import damage_named
 from jaxlm.data.hugging_face_folder import tokenizer_from_hugging_face, tokenizer_from_json
@@ -125,9 +124,9 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     if content[:1] != b"{":
         return SentencePieceTokenizer(content, str(path))
     try:
-        values = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is damaged or no SentencePiece model or tokenizer.json: {error}") from error
+        values = read_json(content)
+    except ValueError as error:
+        raise DataError(f"{path} is damaged or no SentencePiece model or tokenizer.json: it {error}") from error
     kind = values.get("jaxlm_tokenizer")
     with damage_named(str(path)):
         if kind == "sentencepiece":

@@ -27,6 +27,7 @@ from jaxlm.decode.weights import Weights, next_logits
 from jaxlm.layout import Layout
 from jaxlm.model import transformer
 from jaxlm.model.config import ModelConfig
+from jaxlm.model.functions import Rows
 from jaxlm.model.rope import angles, both_ways, slopes
 from jaxlm.ops.attention import attention
 from jaxlm.ops.masks import Tokens
@@ -165,11 +166,12 @@ def _layers(
     weights: Weights, tokens_BL: Array, at: Tokens, rotations: dict | None, attend: Attend, config: ModelConfig, layout: Layout
 ) -> Array:
     """Return the residual stream after all layers, one after the other: scanned, each would copy its part of the cache."""
-    x_BLD = transformer.embed(weights, jax.reshard(tokens_BL, layout.spec("batch", None)), at, config, layout)
+    rows = Rows(jax.reshard(tokens_BL, layout.spec("batch", None)), at.positions)
+    x_BLD = transformer.embed(weights, rows.tokens, at, config, layout)
     for layer, block in enumerate(weights.blocks):
         mix = functools.partial(attend, layer=layer)
         rope = rotations and rotations[config.attention_kind(layer)]
-        x_BLD, _ = transformer.block(block, x_BLD, mix, rope, at.segments != 0, layer, config, layout, decoding=True)
+        x_BLD, _ = transformer.block(block, x_BLD, mix, rope, at.segments != 0, layer, config, layout, decoding=True, rows=rows)
     return x_BLD
 
 

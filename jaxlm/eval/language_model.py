@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxlm.objective import own
 from jaxlm.objective.language_model import Sums
 from jaxlm.ops import routing
 
@@ -34,15 +35,17 @@ def target_bytes(targets: np.ndarray, weights: np.ndarray, token_bytes: np.ndarr
 def evaluate(sums_of: Callable[[Any, Any], Any], params: Any, batches: Iterable[tuple[Any, int]]) -> dict[str, Any]:
     """Return an objective's means over all batches, and what routers did; each is placed and has its targets' bytes.
 
-    Next-token prediction's are those of `summarize`.
+    Next-token prediction's are those of `summarize`; with an objective of the user's own they come first, and then its mean.
     """
     total, num_bytes = None, 0
     for batch, bytes_here in batches:
         sums = jax.tree.map(np.float64, jax.device_get(sums_of(params, batch)))
         total = sums if total is None else jax.tree.map(np.add, total, sums)
         num_bytes += bytes_here
-    if isinstance(total, Sums):
-        means = summarize(float(total.cross_entropy), float(total.correct), float(total.tokens), num_bytes)
+    language = total.language if isinstance(total, own.Sums) else total
+    if isinstance(language, Sums):
+        means = summarize(float(language.cross_entropy), float(language.correct), float(language.tokens), num_bytes)
+        means |= {"objective": float(total.total) / max(means["tokens"], 1.0)} if language is not total else {}
     else:
         with jax.transfer_guard("allow"):  # a handful of numbers, once an evaluation
             means = {name: float(value) for name, value in total.metrics().items()}

@@ -4,7 +4,6 @@ Nothing of a file is believed before it is checked: every tensor lies within the
 mapped, so that a header's claim never becomes an allocation. The format: https://github.com/huggingface/safetensors
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +13,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from jaxlm.config import read_json
 from jaxlm.errors import CheckpointError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 HEADER_LIMIT = 100_000_000  # bytes; the same as the format's own library
-_MOST_DIMENSIONS, _LONGEST_NAME = 16, 1000
+_MOST_DIMENSIONS, _MOST_VALUES, _LONGEST_NAME = 16, 1 << 48, 1000
 
 FLOATS = {
     "F64": np.dtype(np.float64),
@@ -122,6 +122,8 @@ def _tensor(path: Path, name: str, entry: Any, data: int) -> Tensor:
         raise _refused(path, f"holds {name} as {str(dtype)[:40]!r}, which is no dtype of the format ({', '.join(_DTYPES)})")
     if not _are_sizes(shape) or len(shape) > _MOST_DIMENSIONS:
         raise _refused(path, f"gives {name} the shape {str(shape)[:80]}: it must be at most {_MOST_DIMENSIONS} sizes")
+    if 0 in shape and math.prod(max(size, 1) for size in shape) > _MOST_VALUES:  # not even of no values can NumPy make it
+        raise _refused(path, f"gives {name} the shape {str(shape)[:80]}: no file holds so much")
     if not _are_sizes(offsets) or len(offsets) != 2:
         raise _refused(path, f"gives {name} the offsets {str(offsets)[:80]}: they must be two places in the file")
     needed = math.prod(shape) * _DTYPES[dtype].itemsize
@@ -222,9 +224,9 @@ def parse_json(text: bytes, path: Path) -> dict[str, Any]:
         return found
 
     try:
-        found = json.loads(text.decode(), object_pairs_hook=once)
-    except (ValueError, RecursionError) as fault:
-        raise _refused(path, f"holds no valid JSON: {fault}") from fault
+        found = read_json(text, once)
+    except ValueError as fault:
+        raise _refused(path, str(fault)) from fault
     if not isinstance(found, dict):
         raise _refused(path, "holds no JSON object")
     return found

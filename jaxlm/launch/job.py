@@ -14,11 +14,14 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import UseAppendAction, arg
 
-from jaxlm.config import to_dict
+from jaxlm import trust
+from jaxlm.config import read_json, to_dict
 from jaxlm.data.storage import write_atomically
 from jaxlm.errors import ConfigError, LaunchError
 from jaxlm.experiment import Experiment
+from jaxlm.function_file import full_digest, parse
 from jaxlm.run.directory import CONFIG
+from jaxlm.run.functions import named
 
 FOLDER, RECORD = "launch", "job.json"
 SECRET = re.compile(
@@ -67,6 +70,13 @@ class Task:
         return [python, "-m", "jaxlm", "train", str(config), "--run-dir", str(run_dir), *change]
 
 
+def trusted(task: Task) -> dict[str, str]:
+    """Return the environment in which a job may run the functions that its user has named; nothing where there are none."""
+    values = [value for value in named(task.experiment).values() if parse(value).file.is_file()]
+    digests = sorted(digest for digest in {*map(full_digest, values)} if trust.allowed(digest))
+    return {trust.VARIABLE: ":".join(digests)} if digests else {}
+
+
 @dataclasses.dataclass(frozen=True)
 class Rendered:
     """Exactly what will be written here and run, in order."""
@@ -108,14 +118,14 @@ def read_job(run_dir: Path) -> Job:
     """Return the job recorded in a run directory, or raise LaunchError."""
     path = run_dir / FOLDER / RECORD
     try:
-        values = json.loads(path.read_text())
+        values = read_json(path.read_bytes())
         return Job(**values | {"run_dir": run_dir.absolute()})
     except FileNotFoundError as fault:
         raise LaunchError(
             f"{run_dir} was not started by `jaxlm launch`: it has no {FOLDER}/{RECORD}. `jaxlm jobs` lists those that were"
         ) from fault
     except (OSError, ValueError, TypeError) as fault:
-        raise LaunchError(f"{path} cannot be read: {fault}") from fault
+        raise LaunchError(f"{path} cannot be read as the record of a job: {fault}. Launch the run again") from fault
 
 
 def config_file(task: Task) -> dict[Path, str]:

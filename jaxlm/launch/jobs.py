@@ -11,6 +11,7 @@ from jaxlm.errors import CheckpointError, ConfigError, LaunchError
 from jaxlm.launch.job import FOLDER, RECORD, Job, Stage, read_job
 from jaxlm.launch.start import TARGETS, options_of
 from jaxlm.run.directory import CHECKPOINTS, load_config
+from jaxlm.train.saved import saved_steps
 
 
 def list_jobs(folder: Path) -> None:
@@ -45,13 +46,12 @@ def _row(run_dir: Path) -> tuple[str, ...]:
 
 def _progress(run_dir: Path) -> str:
     """Return the newest saved step and the last one, as far as this machine sees the run's directory."""
-    saves = run_dir / CHECKPOINTS
-    steps = [int(path.name) for path in saves.iterdir() if path.name.isdecimal()] if saves.is_dir() else []
+    steps = saved_steps(run_dir / CHECKPOINTS)
     try:
         last = load_config(run_dir / FOLDER).steps
     except (CheckpointError, ConfigError):
         last = "?"
-    return f"{max(steps)}/{last}" if steps else f"-/{last}"
+    return f"{steps[-1]}/{last}" if steps else f"-/{last}"
 
 
 def state_of(job: Job) -> str:

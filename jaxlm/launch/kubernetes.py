@@ -22,6 +22,7 @@ from jaxlm.launch.job import (
     config_file,
     need,
     template,
+    trusted,
 )
 
 MANIFEST, SCRIPT, PORT = "jobset.yaml", "pod.sh", 8482
@@ -146,7 +147,7 @@ def render(options: Gke, task: Task) -> Rendered:
 
 
 def _environment(options: Gke, task: Task) -> list[dict[str, Any]]:
-    values = check_environment(options.env, SECRETS)
+    values = check_environment(options.env, SECRETS) | trusted(task)
     values |= {"JAXLM_RUN_DIR": f"{options.mount}/{task.name}", "JAXLM_STEPS": str(task.experiment.steps)}
     values.setdefault("JAXLM_CACHE", f"{options.mount}/cache")  # prepared data, once for all pods
     if options.tpu:

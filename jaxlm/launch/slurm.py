@@ -22,6 +22,7 @@ from jaxlm.launch.job import (
     need,
     new_job,
     template,
+    trusted,
 )
 
 SCRIPT = "slurm.sh"
@@ -103,7 +104,11 @@ def render(options: Slurm, task: Task) -> Rendered:
             raise ConfigError(f"--{field.replace('_', '-')} {getattr(options, field)}: there is no such file")
     if options.env_file and Path(options.env_file).stat().st_mode & 0o077:
         raise ConfigError(f"--env-file {options.env_file} can be read by others: chmod 600 {options.env_file}")
-    settings |= {"JAXLM_RUN_DIR": str(task.run_dir), "JAXLM_STEPS": str(task.experiment.steps), "JAXLM_PYTHON": options.python}
+    settings |= trusted(task) | {
+        "JAXLM_RUN_DIR": str(task.run_dir),
+        "JAXLM_STEPS": str(task.experiment.steps),
+        "JAXLM_PYTHON": options.python,
+    }
     optional = {
         "JAXLM_SETUP": options.setup and str(Path(options.setup).absolute()),
         "JAXLM_ENV_FILE": options.env_file and str(Path(options.env_file).absolute()),

@@ -10,10 +10,13 @@ from rich.console import Console
 
 from jaxlm.data.storage import write_atomically
 from jaxlm.errors import ConfigError, JaxlmError, LaunchError, suggest
-from jaxlm.experiment import Experiment, changed_fields, check_devices
+from jaxlm.experiment import Experiment, check_devices
+from jaxlm.function_file import parse
 from jaxlm.launch import kubernetes, local, slurm, tpu_vm, xpk
 from jaxlm.launch.job import FOLDER, RECORD, Rendered, Task, new_job, read_job, show_command
-from jaxlm.run.directory import CHECKPOINTS, CONFIG, METRICS, load_config
+from jaxlm.run.directory import check_continuation
+from jaxlm.run.functions import named
+from jaxlm.run.preflight import check_functions, check_inputs, check_runs, check_spellings, check_trainable
 
 # What a target can be asked, by its options and its module.
 TARGETS = {
@@ -54,7 +57,7 @@ def launch(
         except ConfigError as fault:
             raise ConfigError(f"{fault} (the job would have {devices} devices)") from fault
     rendered = module.render(options, task)
-    _check_continuation(task)
+    _check_training(name, task)
     out = Console(stderr=True, highlight=False)
     for note in rendered.notes:
         out.print(f"[yellow]note:[/] {note}", soft_wrap=True)
@@ -89,19 +92,37 @@ def _show(rendered: Rendered) -> None:
         print(show_command(command))
 
 
-def _check_continuation(task: Task) -> None:
-    """Raise ConfigError where the run directory, as far as it is here, holds a run of another configuration."""
-    metrics, saves = task.run_dir / METRICS, task.run_dir / CHECKPOINTS
-    begun = (metrics.exists() and metrics.stat().st_size > 0) or (saves.is_dir() and any(saves.iterdir()))
-    if task.allow_config_change or not begun or not (task.run_dir / CONFIG).exists():
-        return
-    changes = changed_fields(load_config(task.run_dir), task.experiment)
-    if changes:
-        lines = "\n".join(f"  {field}: {before!r} in the run, {now!r} now" for field, before, now in changes)
-        raise ConfigError(
-            f"{task.run_dir} holds a run of another configuration:\n{lines}\n"
-            "Undo the change, choose another --run-dir, or continue it all the same with --allow-config-change"
-        )
+def _check_training(target: str, task: Task) -> None:
+    """Raise the JaxlmError that `train` would raise there before its first step, as far as that is known here.
+
+    On this machine all of it is; a Slurm cluster has the runs of this machine, and perhaps other data; elsewhere only names
+    can be checked.
+    """
+    experiment = task.experiment
+    check_continuation(task.run_dir, experiment, allow_change=task.allow_config_change)
+    check_trainable(experiment.model)
+    if target == "local":
+        check_inputs(experiment, task.run_dir)
+    else:
+        check_spellings(experiment.data)
+    if target == "slurm":
+        check_runs(experiment, task.run_dir)
+    if target not in ("local", "slurm"):
+        _check_shipped(experiment)
+    if target == "local" or all(parse(value).file.is_file() for value in named(experiment).values()):
+        check_functions(experiment)
+
+
+def _check_shipped(experiment: Experiment) -> None:
+    """Raise ConfigError where a job that has only its image or a copy of jaxlm would not find a function's file."""
+    for field, value in named(experiment).items():
+        file, name, _ = parse(value)
+        if not (file.is_absolute() and file.is_file()):
+            raise ConfigError(
+                f"{field} = {value}: the job does not get {file}, for only jaxlm itself is sent. Put the file into the image "
+                "or onto the storage that all of its processes mount, at a path that it has here too, outside of the working "
+                f"directory, and name it by that: /src/functions/{file.name}:{name}"
+            )
 
 
 def _refuse_second(task: Task) -> None:

@@ -76,8 +76,8 @@ class Processes:
         SIGTERM and Ctrl-C are passed on to all; a second one kills them.
         """
         with self._passing_signals(), selectors.DefaultSelector() as ready, contextlib.ExitStack() as close:
-            for log in self._logs:
-                close.enter_context(log)
+            for file in (*self._logs, self._shown):
+                close.enter_context(file)
             ready.register(self._shown, selectors.EVENT_READ)
             first, since = None, 0.0
             try:

@@ -10,7 +10,20 @@ from jaxlm.config import Range, config
 from jaxlm.errors import ConfigError, LaunchError
 from jaxlm.experiment import Experiment
 from jaxlm.hardware import chip
-from jaxlm.launch.job import FOLDER, Env, Job, Rendered, Stage, Task, call, check_environment, config_file, need, template
+from jaxlm.launch.job import (
+    FOLDER,
+    Env,
+    Job,
+    Rendered,
+    Stage,
+    Task,
+    call,
+    check_environment,
+    config_file,
+    need,
+    template,
+    trusted,
+)
 
 SCRIPT, WORKER, SETTINGS, CANCELLED = "tpu_vm.sh", "tpu_worker.sh", "tpu_vm.env", "cancelled"
 INSTALL = "install the Google Cloud CLI (https://cloud.google.com/sdk/docs/install) and log in with `gcloud auth login`"
@@ -77,20 +90,24 @@ def render(options: TpuVm, task: Task) -> Rendered:
         raise ConfigError(
             "jaxlm does not run from a checkout that could be installed on the workers: name theirs with --python"
         )
-    settings = check_environment(options.env, SECRETS) | {
-        "TPU_NAME": task.name,
-        "TPU_ZONE": options.zone,
-        "TPU_PROJECT": options.project,
-        "TPU_TYPE": options.accelerator_type,
-        "TPU_VERSION": options.runtime_version,
-        "TPU_SPOT": "yes" if options.spot else "",
-        "JAXLM_RUN_DIR": remote,
-        "JAXLM_STEPS": str(task.experiment.steps),
-        "JAXLM_PYTHON": options.python,
-        "JAXLM_SOURCE": "" if options.python else str(source),
-        "JAXLM_TRAIN_ARGS": "--allow-config-change" if task.allow_config_change else "",
-        "JAXLM_RESTARTS": str(options.restarts),
-    }
+    settings = (
+        check_environment(options.env, SECRETS)
+        | trusted(task)
+        | {
+            "TPU_NAME": task.name,
+            "TPU_ZONE": options.zone,
+            "TPU_PROJECT": options.project,
+            "TPU_TYPE": options.accelerator_type,
+            "TPU_VERSION": options.runtime_version,
+            "TPU_SPOT": "yes" if options.spot else "",
+            "JAXLM_RUN_DIR": remote,
+            "JAXLM_STEPS": str(task.experiment.steps),
+            "JAXLM_PYTHON": options.python,
+            "JAXLM_SOURCE": "" if options.python else str(source),
+            "JAXLM_TRAIN_ARGS": "--allow-config-change" if task.allow_config_change else "",
+            "JAXLM_RESTARTS": str(options.restarts),
+        }
+    )
     text = "".join(f"{name}={shlex.quote(value)}\n" for name, value in settings.items())
     files = config_file(task) | {
         task.folder / SETTINGS: text,

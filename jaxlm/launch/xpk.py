@@ -7,7 +7,20 @@ from typing import Annotated
 from jaxlm.config import Range, config
 from jaxlm.errors import ConfigError
 from jaxlm.experiment import Experiment
-from jaxlm.launch.job import Env, Job, Rendered, Several, Stage, Task, call, check_environment, config_file, need, template
+from jaxlm.launch.job import (
+    Env,
+    Job,
+    Rendered,
+    Several,
+    Stage,
+    Task,
+    call,
+    check_environment,
+    config_file,
+    need,
+    template,
+    trusted,
+)
 from jaxlm.launch.kubernetes import SCRIPT, jobset_logs, jobset_state
 from jaxlm.launch.kubernetes import stage as jobset_stage
 from jaxlm.launch.tpu_vm import device_count
@@ -65,6 +78,7 @@ def render(options: Xpk, task: Task) -> Rendered:
     settings = (
         {"JAXLM_CACHE": f"{options.run_root}/cache"}
         | check_environment(options.env, SECRETS)
+        | trusted(task)
         | {
             "JAXLM_CLUSTER": "auto",
             "JAXLM_RUN_DIR": run_dir,

@@ -4,8 +4,9 @@ import dataclasses
 import math
 from typing import Annotated, Literal
 
-from jaxlm.config import Range, config
+from jaxlm.config import Function, Range, config
 from jaxlm.errors import ConfigError
+from jaxlm.function_file import names_function
 from jaxlm.model.moe_config import MoeConfig
 from jaxlm.model.rope_config import RopeScaling, SelfExtend
 
@@ -50,8 +51,12 @@ class ModelConfig:
     norm_epsilon: Annotated[float, Range(0, 1)] = 1e-5
     """Added to the variance (or mean square) under the root."""
 
-    positions: Literal["rope", "alibi", "learned", "sinusoidal", "none"] = "rope"
-    """How the order of tokens is known; alibi: attention falls with distance, by a slope for each head (arXiv:2108.12409)."""
+    positions: (
+        Literal["rope", "alibi", "learned", "sinusoidal", "none"]
+        | Annotated[str, Function("rotate(x_BLNH, positions_BL, part)")]
+    ) = "rope"
+    """How the order of tokens is known; alibi: attention falls with distance, by a slope for each head (arXiv:2108.12409);
+    FILE.py:NAME: queries and keys are rotated by a function of your own (model/functions.py)."""
     rope_theta: Annotated[float, Range(1)] = 10_000.0
     """Base of the rotary frequencies."""
     rope_fraction: Fraction = 1.0
@@ -115,6 +120,16 @@ class ModelConfig:
             )
         if self.positions == "rope":
             self._check_rope()
+        if self.positions == "sinusoidal" and self.hidden_size % 2:
+            raise ConfigError(
+                f"model.positions = 'sinusoidal' takes a sine and a cosine of each frequency, and model.hidden_size = "
+                f"{self.hidden_size} is odd: set --model.hidden-size {self.hidden_size + 1}"
+            )
+        if names_function(self.positions) and self.rope_scaling.kind != "none":
+            raise ConfigError(
+                f"model.rope_scaling changes the frequencies of RoPE, and model.positions = {self.positions!r} is another "
+                "scheme: leave it out"
+            )
         if self.self_extend.on:
             self._check_self_extend()
         if not self.attention_pattern:

@@ -44,6 +44,7 @@ class RouterIntervention:
         """Raise ConfigError where the model has not what is to be changed."""
         if self == RouterIntervention():
             return
+        self._check_effect()
         if not model.moe.num_experts:
             raise ConfigError("router.* changes routers, and the model has none: set --model.moe.num-experts")
         wrong = [layer for layer in self.layers if not model.is_moe(layer)]
@@ -65,8 +66,25 @@ class RouterIntervention:
             raise ConfigError(
                 "router.random, force_tokens and replay set a token's experts; in expert choice experts set their tokens"
             )
-        if self.replay and (self.random or self.force_tokens):
-            raise ConfigError("router.replay sets every token's experts: take out router.random and router.force_tokens")
+
+    def _check_effect(self) -> None:
+        """Raise ConfigError where fields contradict one another, or say how to do what is not to be done."""
+        others = {"random": self.random, "force_tokens": self.force_tokens, "knock_out": self.knock_out}
+        if self.replay and any(others.values()):
+            given = " and ".join(f"router.{name}" for name, value in others.items() if value)
+            raise ConfigError(f"router.replay sets every token's experts: take out {given}")
+        if self.random and self.force_tokens:
+            raise ConfigError("router.random sends every token anywhere, router.force_tokens some to one expert: take one out")
+        if self.force_tokens and self.force_expert in self.knock_out:
+            raise ConfigError(f"router.force_expert = {self.force_expert} is knocked out: take it out of router.knock_out")
+        if self.force_expert and not self.force_tokens:
+            raise ConfigError(f"router.force_expert = {self.force_expert} forces no token: name some with router.force_tokens")
+        if self.knock_out_by == "dropping" and not self.knock_out:
+            raise ConfigError("router.knock_out_by = 'dropping' drops nothing: name experts with router.knock_out")
+        if self.layers and not self.edits:
+            raise ConfigError(
+                "router.layers says where, but not what: set router.random, knock_out, force_tokens or replay, or leave it out"
+            )
 
     @property
     def edits(self) -> bool:
@@ -85,6 +103,7 @@ def make_edit(
     if not wanted.edits:
         return unchanged
     key = jax.random.key(0) if key is None else key
+    recorded = jnp.array([sum(map(model.is_moe, range(layer))) for layer in range(model.num_layers)], jnp.int32)
     out = jnp.zeros(model.moe.num_experts, bool).at[jnp.array(wanted.knock_out, jnp.int32)].set(True)
 
     def edit(site: str, layer: Array | int, x: Array) -> Array:
@@ -94,7 +113,7 @@ def make_edit(
             return x
         experts = x
         if replayed is not None:
-            experts = jax.lax.dynamic_index_in_dim(replayed, (layer + 1) // model.moe.every - 1, keepdims=False).astype(x.dtype)
+            experts = jax.lax.dynamic_index_in_dim(replayed, recorded[layer], keepdims=False).astype(x.dtype)
         if wanted.random:
             experts = _random_experts(x, model.moe.num_experts, out, jax.random.fold_in(key, layer))
         if wanted.force_tokens:

@@ -16,7 +16,8 @@ from jax.nn import initializers
 from jaxlm.layout import Layout, ways
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.lora import Adapted
-from jaxlm.ops.positions import rotate
+from jaxlm.model.rope import Rotation, rotated
+from jaxlm.ops.products import tall_gradient
 from jaxlm.param import Param
 
 
@@ -135,7 +136,7 @@ def norm(p: Norm, x: Array, config: ModelConfig, *, axes: int = 1) -> Array:
 
 
 def queries_keys_values(
-    p: Attention, x_BLD: Array, rope: tuple[Array, Array] | None, config: ModelConfig, layout: Layout
+    p: Attention, x_BLD: Array, rope: Rotation | None, config: ModelConfig, layout: Layout
 ) -> tuple[Array, Array, Array]:
     """Project, normalise and rotate: q [B, L, N, H], k and v [B, L, K, H]."""
     N, K = config.num_heads, config.kv_heads
@@ -159,7 +160,7 @@ def queries_keys_values(
         q_BLNH = norm(p.q_norm, q_BLNH, config, axes=axes)
         k_BLKH = norm(p.k_norm, k_BLKH, config, axes=axes)
     if rope is not None:
-        q_BLNH, k_BLKH = rotate(q_BLNH, *rope), rotate(k_BLKH, *rope)
+        q_BLNH, k_BLKH = rotated(q_BLNH, k_BLKH, rope)
     return q_BLNH, k_BLKH, v_BLKH
 
 
@@ -232,7 +233,8 @@ def flat_einsum(formula: str, x: Array, w: Array | Adapted, out: jax.P, precisio
     if ways(spec[1], jax.sharding.get_abstract_mesh().shape) > 1:
         return jnp.einsum(formula.replace("t", "bl"), x, w.astype(x.dtype), out_sharding=out, precision=precision)
     flat = jax.lax.reshape(x, (batch * length, *x.shape[2:]), out_sharding=jax.P(spec[0], *spec[2:]))
-    y = jnp.einsum(formula, flat, w.astype(x.dtype), out_sharding=jax.P(out[0], *out[2:]), precision=precision)
+    matrix = tall_gradient(w.astype(x.dtype))
+    y = jnp.einsum(formula, flat, matrix, out_sharding=jax.P(out[0], *out[2:]), precision=precision)
     return jax.lax.reshape(y, (batch, length, *y.shape[1:]), out_sharding=out)
 
 

@@ -37,6 +37,10 @@ class LoraConfig:
             raise ConfigError(
                 f"lora.targets = {name!r} is no weight that can have an adapter.{near} There are {', '.join(known)}"
             )
+        if self.targets and not self.rank:
+            raise ConfigError(
+                "lora.targets names weights for adapters of rank 0, and all weights would be trained: set --lora.rank 16"
+            )
         if self.rank and not self.alpha:
             raise ConfigError("lora.alpha = 0 takes all effect from the adapters: set --lora.alpha 16, or --lora.rank 0")
 

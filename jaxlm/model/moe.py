@@ -10,10 +10,12 @@ from flax import struct
 from jax import Array
 from jax.nn import initializers
 
+from jaxlm.function_file import names_function
 from jaxlm.layout import Layout
-from jaxlm.model import layers
+from jaxlm.model import functions, layers
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.edit import Edit, unchanged
+from jaxlm.model.functions import Rows, Scores, Token
 from jaxlm.model.moe_config import MoeConfig
 from jaxlm.ops import routing
 from jaxlm.ops.experts import Assignments, apply_experts
@@ -51,12 +53,12 @@ def spec(config: ModelConfig) -> Moe:
     """Return the spec of one mixture layer. An expert's fan-in is its own: the number of experts does not enter."""
     settings, D = config.moe, config.hidden_size
     E, F = settings.num_experts, settings.expert_size or config.intermediate_size
-    noisy = settings.router == "noisy"
+    noisy, biased = settings.router == "noisy", settings.router == "sigmoid" or names_function(settings.router)
     start = initializers.zeros if noisy else initializers.normal(settings.router_init_std)
     return Moe(
         router=Param((D, E), ("embed", None), start),
         noise=Param((D, E), ("embed", None), initializers.zeros) if noisy else None,
-        bias=Param((E,), (None,), initializers.zeros, "state") if settings.router == "sigmoid" else None,
+        bias=Param((E,), (None,), initializers.zeros, "state") if biased else None,
         experts=tree_map(lambda p: p.stacked(E, "expert"), layers.mlp_spec(config, F)),
         shared=layers.mlp_spec(config, F * settings.shared_experts) if settings.shared_experts else None,
     )
@@ -73,26 +75,33 @@ def moe(
     edit: Edit = unchanged,
     key: Array | None = None,
     decoding: bool = False,
+    rows: Rows | None = None,
 ) -> tuple[Array, Routed]:
     """Return the layer's output [B, L, D] and what its router did.
 
     `real_BL` is False at padding, which takes no place and counts in no loss. `key` means training: jitter, noise, expert
     dropout, and the training capacity; `decoding` with a cache never drops. `edit` sees and may change `router_logits`
     [B, L, E], `experts` [B, L, K] and `gates` [B, L, K], which are those of the experts as edited. The output of a token all
-    of whose assignments were dropped is exactly zero: only the residual carries it.
+    of whose assignments were dropped is exactly zero: only the residual carries it. A rule of the user's own needs `rows`.
     """
     # Training's rows divide into groups; an evaluation's need not.
-    rows = math.gcd(config.moe.rows_per_group, x_BLD.shape[0])
-    settings, E = dataclasses.replace(config.moe, rows_per_group=rows), config.moe.num_experts
+    group = math.gcd(config.moe.rows_per_group, x_BLD.shape[0])
+    settings, E = dataclasses.replace(config.moe, rows_per_group=group), config.moe.num_experts
     router_keys, dropout_key = (None, None) if key is None else jax.random.split(key)
-    logits_BLE, smooth_BLE = _logits(p, x_BLD, settings, router_keys)
+    jitter_key, noise_key = (None, None) if key is None else jax.random.split(router_keys)
+    logits_BLE, smooth_BLE = _logits(p, x_BLD, settings, jitter_key, noise_key)
     logits_BLE = edit("router_logits", layer, logits_BLE)
-    scores_BLE, probabilities_BLE = _scores(logits_BLE, settings)
+    if names_function(settings.router):
+        token = Token(*rows, layer, p.bias.reshape(1, 1, -1), noise_key, settings.experts_per_token)
+        judged = functions.route(settings.router, logits_BLE, token, whole=settings.allow_leaks)
+    else:
+        judged = _scores(p, logits_BLE, settings)
+    scores_BLE, _, probabilities_BLE = judged
     places = None if decoding else _places(x_BLD, settings, training=key is not None)
     if settings.router == "expert_choice":
         experts_BLK = _chosen_by_experts(probabilities_BLE, real_BL, places, settings)
     else:
-        experts_BLK = routing.top_k(_selection(p, logits_BLE, scores_BLE, settings), settings.experts_per_token)
+        experts_BLK = _selection(judged, settings)
     experts_BLK = jnp.where(real_BL[..., None], edit("experts", layer, experts_BLK), E)
     gates_BLK = routing.gates(scores_BLE, experts_BLK, renormalize=settings.renormalize, scale=settings.gate_scale)
     gates_BLK = edit("gates", layer, gates_BLK)
@@ -113,12 +122,13 @@ def moe(
     return y_BLD, Routed(statistics, Decisions(experts_BLK, gates_BLK, kept_BLK))
 
 
-def _logits(p: Moe, x_BLD: Array, settings: MoeConfig, key: Array | None) -> tuple[Array, Array | None]:
+def _logits(
+    p: Moe, x_BLD: Array, settings: MoeConfig, jitter_key: Array | None, noise_key: Array | None
+) -> tuple[Array, Array | None]:
     """Return the router's float32 logits [B, L, E] and, of a noisy router in training, the smooth load [B, L, E]."""
     x_BLD = x_BLD.astype(jnp.float32)
     sharding = jax.typeof(x_BLD).sharding
-    jitter_key, noise_key = (None, None) if key is None else jax.random.split(key)
-    if settings.jitter and key is not None:
+    if settings.jitter and jitter_key is not None:
         # On what the router reads alone: the experts' input stays as it is.
         low, high = 1.0 - settings.jitter, 1.0 + settings.jitter
         x_BLD = x_BLD * jax.random.uniform(jitter_key, x_BLD.shape, jnp.float32, low, high, out_sharding=sharding)
@@ -128,7 +138,7 @@ def _logits(p: Moe, x_BLD: Array, settings: MoeConfig, key: Array | None) -> tup
         return layers.flat_einsum("td,de->te", x_BLD, weights, out, precision=jax.lax.Precision.HIGHEST)
 
     clean_BLE = project(p.router)
-    if settings.router != "noisy" or key is None:
+    if settings.router != "noisy" or noise_key is None:
         return clean_BLE, None
     scale_BLE = routing.noise_scale(project(p.noise))
     noise = jax.random.normal(noise_key, clean_BLE.shape, jnp.float32, out_sharding=jax.typeof(clean_BLE).sharding)
@@ -138,23 +148,27 @@ def _logits(p: Moe, x_BLD: Array, settings: MoeConfig, key: Array | None) -> tup
     return noisy_BLE, routing.smooth_load(clean_BLE, noisy_BLE, scale_BLE, settings.experts_per_token)
 
 
-def _scores(logits_BLE: Array, settings: MoeConfig) -> tuple[Array, Array]:
-    """Return what gates are made of, and the probabilities of the balancing loss; they differ for sigmoid scores alone."""
+def _scores(p: Moe, logits_BLE: Array, settings: MoeConfig) -> Scores:
+    """Return what our own rules make of the logits; the ranking is by them or, with a balancing bias, by biased scores."""
     if settings.router != "sigmoid":
         probabilities = jax.nn.softmax(logits_BLE, axis=-1)
-        return probabilities, probabilities
+        return Scores(probabilities, logits_BLE, probabilities)
     scores = jax.nn.sigmoid(logits_BLE)
-    return scores, scores / (jnp.sum(scores, axis=-1, keepdims=True) + 1e-20)
-
-
-def _selection(p: Moe, logits_BLE: Array, scores_BLE: Array, settings: MoeConfig) -> Array:
-    """Return by what experts are ranked: the logits or, with a balancing bias, biased scores."""
-    if p.bias is None:
-        return logits_BLE
-    biased = scores_BLE + p.bias.reshape(1, 1, -1)
+    biased = scores + p.bias.reshape(1, 1, -1)
     if settings.expert_groups > 1:
         biased = routing.limit_groups(biased, settings.expert_groups, settings.groups_per_token)
-    return jnp.where(logits_BLE > routing.EXCLUDED, biased, -jnp.inf)
+    biased = jnp.where(logits_BLE > routing.EXCLUDED, biased, -jnp.inf)
+    return Scores(scores, biased, scores / (jnp.sum(scores, axis=-1, keepdims=True) + 1e-20))
+
+
+def _selection(judged: Scores, settings: MoeConfig) -> Array:
+    """Return the experts of the highest ranks [B, L, K]; in a rule of the user's own those of rank minus infinity are none."""
+    experts_BLK = routing.top_k(judged.ranking, settings.experts_per_token)
+    if not names_function(settings.router):
+        return experts_BLK
+    allowed_BLE = (judged.ranking > -jnp.inf).astype(jnp.float32)
+    allowed_BLK = routing.gates(allowed_BLE, experts_BLK, renormalize=False, scale=1.0) > 0
+    return jnp.where(allowed_BLK, experts_BLK, settings.num_experts)
 
 
 def _places(x_BLD: Array, settings: MoeConfig, *, training: bool) -> int | None:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from jaxlm.config import Range, config
+from jaxlm.config import Function, Range, config
 from jaxlm.errors import ConfigError
 
 Size = Annotated[int, Range(1)]
@@ -29,9 +29,12 @@ class MoeConfig:
     shared_experts: Annotated[int, Range(0)] = 0
     """Experts that every token visits besides (arXiv:2401.06066)."""
 
-    router: Literal["softmax", "noisy", "sigmoid", "expert_choice"] = "softmax"
+    router: Literal["softmax", "noisy", "sigmoid", "expert_choice"] | Annotated[str, Function("route(logits_BLE, token)")] = (
+        "softmax"
+    )
     """softmax over all experts, top k; noisy: with learned noise on the logits (arXiv:1701.06538); sigmoid: scores of their
-    own, chosen with a balancing bias (arXiv:2412.19437); expert_choice: experts choose tokens (arXiv:2202.09368)."""
+    own, chosen with a balancing bias (arXiv:2412.19437); expert_choice: experts choose tokens (arXiv:2202.09368);
+    FILE.py:NAME: a rule of your own (model/functions.py)."""
     renormalize: bool = False
     """Divide a token's gates by their sum (Mixtral, DeepSeek-V3, noisy top-k as published); raw probabilities otherwise. With
     one expert a token every gate is then 1, and the router cannot be trained."""
@@ -76,7 +79,8 @@ class MoeConfig:
     router_init_std: Annotated[float, Range(0)] = 0.02
     """Standard deviation of the router's initial weights; a noisy router starts at zero."""
     allow_leaks: bool = False
-    """Permit what sees the future in a causal decoder, for analysis: expert choice, priorities but by token."""
+    """Permit what sees the future in a causal decoder, for analysis: expert choice, priorities but by token. A rule of your own
+    then sees all tokens of a batch at once, and without it one at a time."""
     kernel: Literal["auto", "loop", "ragged", "megablox"] = "auto"
     """Of the experts' products: a loop over their tokens (CPU), the backend's grouped matrix product (GPU), or that with
     gradients of weights through the TPU's megablox kernel. auto settles it."""

@@ -1,16 +1,38 @@
 """What a model's configuration says of positions, as arrays: rotary angles, grouped ones, slopes."""
 
+import dataclasses
 import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
+from jaxlm.function_file import names_function
+from jaxlm.model import functions
 from jaxlm.model.config import ModelConfig
 from jaxlm.ops import positions
 from jaxlm.ops.masks import Tokens
 
-Rotation = tuple[Array, Array]
+
+@dataclasses.dataclass(frozen=True)
+class OwnScheme:
+    """Rotation by a function of the user's own."""
+
+    function: str
+    positions_BL: Array
+    groups: int
+
+
+Rotation = tuple[Array, Array] | OwnScheme
+
+
+def rotated(q_BLNH: Array, k_BLKH: Array, rotation: Rotation) -> tuple[Array, Array]:
+    """Return queries and keys at their positions."""
+    if isinstance(rotation, OwnScheme):
+        scheme, at = rotation.function, rotation.positions_BL
+        q_BLNH = functions.rotate(scheme, q_BLNH, at, keys=False, groups=rotation.groups)
+        return q_BLNH, functions.rotate(scheme, k_BLKH, at, keys=True, groups=1)
+    return positions.rotate(q_BLNH, *rotation), positions.rotate(k_BLKH, *rotation)
 
 
 class BothWays(NamedTuple):
@@ -32,10 +54,13 @@ class BothWays(NamedTuple):
 
 
 def angles(at: Tokens, config: ModelConfig, lengths_B: Array | None = None) -> dict[str, Rotation] | None:
-    """Return cosines and sines [B, L, pairs] for each kind of attention that the model has; None for a model without RoPE.
+    """Return cosines and sines [B, L, pairs] for each kind of attention that the model has; None for a model without.
 
     `lengths_B` is how long each row is, where frequencies depend on it: its greatest position + 1 if not given.
     """
+    if names_function(config.positions):
+        scheme = OwnScheme(config.positions, at.positions, config.num_heads // config.kv_heads)
+        return dict.fromkeys(config.attention_pattern, scheme)
     if config.positions != "rope":
         return None
     scaling, kinds = config.rope_scaling, set(config.attention_pattern)

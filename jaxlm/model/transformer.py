@@ -19,6 +19,7 @@ from jaxlm.layout import Layout
 from jaxlm.model import layers, moe
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.edit import Edit, unchanged
+from jaxlm.model.functions import Rows
 from jaxlm.model.moe import Moe, Routed
 from jaxlm.model.rope import Rotation, angles, both_ways, slopes
 from jaxlm.ops.attention import attention
@@ -120,11 +121,12 @@ def block(
     edit: Edit = unchanged,
     key: Array | None = None,
     decoding: bool = False,
+    rows: Rows | None = None,
 ) -> tuple[Array, Routed | None]:
     """Return the residual stream after one layer, and what its router did where it has one.
 
     `attend(q, k, v)` mixes tokens: within a row, or with a cache; q and k come rotated by `rope`, or as they are without it.
-    With `key`, dropout and all else that belongs to training is on.
+    With `key`, dropout and all else that belongs to training is on. `rows` is for a routing rule of the user's own.
     """
     keys = (None,) * 3 if key is None else tuple(jax.random.fold_in(key, place) for place in range(3))
     h_BLD = layers.norm(p.attention_norm, x_BLD, config) if p.attention_norm is not None else x_BLD
@@ -140,7 +142,9 @@ def block(
     if p.moe is None:
         y_BLD = layers.mlp(p.mlp, h_BLD, config, layout)
     else:
-        y_BLD, routed = moe.moe(p.moe, h_BLD, real_BL, layer, config, layout, edit=edit, key=keys[2], decoding=decoding)
+        y_BLD, routed = moe.moe(
+            p.moe, h_BLD, real_BL, layer, config, layout, edit=edit, key=keys[2], decoding=decoding, rows=rows
+        )
     if p.mlp_post_norm is not None:
         y_BLD = layers.norm(p.mlp_post_norm, y_BLD, config)
     return edit("resid", layer, mixed_BLD + dropout(edit("ffn_out", layer, y_BLD), keys[1], config.dropout)), routed
@@ -172,7 +176,8 @@ def forward(
     def one_layer(x_BLD: Array, weights: Block, layer: Array, place: int) -> tuple[Array, Routed | None]:
         rope, attend = mixers[config.attention_kind(place)]
         layer_key = None if key is None else jax.random.fold_in(key, layer)
-        return block(weights, x_BLD, attend, rope, real_BL, layer, config, layout, edit, layer_key)
+        rows = Rows(tokens_BL, at.positions)
+        return block(weights, x_BLD, attend, rope, real_BL, layer, config, layout, edit, layer_key, rows=rows)
 
     x_BLD, routed = scan_layers(p.blocks, x_BLD, one_layer, config, remat)
     return edit("final", 0, layers.norm(p.final_norm, x_BLD, config)), routed

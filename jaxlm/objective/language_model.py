@@ -10,7 +10,7 @@ from jaxlm.layout import Layout
 from jaxlm.model import transformer
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.edit import Edit, unchanged
-from jaxlm.model.moe import Decisions
+from jaxlm.model.moe import Decisions, Routed
 from jaxlm.model.moe_config import MoeConfig
 from jaxlm.ops.cross_entropy import cross_entropy
 from jaxlm.ops.masks import Tokens
@@ -26,7 +26,7 @@ class Sums(NamedTuple):
 
     tokens: Array
     cross_entropy: Array
-    z: Array
+    z: Array | None  # None where an objective does not say
     correct: Array
     router: Statistics | None = None
     decisions: Decisions | None = None
@@ -45,7 +45,7 @@ class Sums(NamedTuple):
         """Return loss (nats a token), z (mean squared log-normaliser), accuracy and tokens."""
         return {
             "loss": self.cross_entropy / self.tokens,
-            "z": self.z / self.tokens,
+            **({} if self.z is None else {"z": self.z / self.tokens}),
             "accuracy": self.correct / self.tokens,
             "tokens": self.tokens,
         }
@@ -75,12 +75,21 @@ def loss(
     total, parts = cross_entropy(
         x_BLD, transformer.head(params), batch.targets, batch.weights, softcap=config.logit_softcap, z_loss=z_loss
     )
-    tokens = jnp.sum(batch.weights)
+    return with_routers(total, Sums(jnp.sum(batch.weights), *parts), routed, config, record=record)
+
+
+def with_routers(
+    total: Array, sums: Sums, routed: Routed | None, config: ModelConfig, *, record: bool = False
+) -> tuple[Array, Sums]:
+    """Return a summed loss with those of the routers, once for every predicted token, and the sums with what routers did.
+
+    `routed` is what `transformer.forward` returned; None, of a dense model, changes nothing.
+    """
     if routed is None:
-        return total, Sums(tokens, *parts)
-    total = total + tokens * router_loss(routed.statistics, config.moe)
+        return total, sums
+    total = total + sums.tokens * router_loss(routed.statistics, config.moe)
     routed = jax.lax.stop_gradient(routed)
-    return total, Sums(tokens, *parts, routed.statistics, routed.decisions if record else None)
+    return total, sums._replace(router=routed.statistics, decisions=routed.decisions if record else None)
 
 
 def router_loss(layers: Statistics, settings: MoeConfig) -> Array:

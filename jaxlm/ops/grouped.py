@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxlm.ops.products import is_tall, on_cpu, turn
+
 # Sizes in eighths of the mean load, dense where balanced routing puts most experts. Each one is compiled apart.
 EIGHTHS = (2, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16)
 # An eighth is at least this many rows: smaller products are no faster.
@@ -213,7 +215,11 @@ def _block_gradients(w, x, dy, gate, mask, saved, activate):
     pairs = ExpertWeights((x, dup), (hidden, dout), (x, dgated), dup, dgated, dout)
 
     def gradient(own, pair):
-        return jnp.sum(pair, axis=0, dtype=jnp.float32) if own.ndim == 1 else _dot(*pair, 0, 0, jnp.float32)
+        if own.ndim == 1:
+            return jnp.sum(pair, axis=0, dtype=jnp.float32)
+        if is_tall(own) and on_cpu():
+            return turn(_dot(*reversed(pair), 0, 0, jnp.float32))
+        return _dot(*pair, 0, 0, jnp.float32)
 
     grads = (None if own is None else gradient(own, pair) for own, pair in zip(w, pairs, strict=True))
     return dx, gate_grad, ExpertWeights(*grads)

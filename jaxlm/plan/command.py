@@ -20,6 +20,7 @@ from jaxlm.plan.report import as_json, show
 from jaxlm.plan.search import Limits, line, table
 from jaxlm.plan.search import search as run_search
 from jaxlm.plan.topology import Topology, parse_topology
+from jaxlm.run.preflight import check_functions
 
 
 def plan(experiment: Experiment, topology_name: str, slices: int, stage: Stage, output: Path | None) -> None:
@@ -73,6 +74,7 @@ def _asked(
         err.print(said)
     for path in outputs:
         _check_output(path)
+    check_functions(experiment)
     return for_topology(experiment, topology, err), topology
 
 

@@ -157,6 +157,8 @@ def _ask(request: dict[str, Any], label: str, out: Console) -> str:
     paths = [root, *filter(None, [environment.get("PYTHONPATH")])]
     environment |= ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(paths)}
     with tempfile.TemporaryDirectory(prefix="jaxlm-plan-") as place:
+        # The compiler's notes are megabytes a program, and the process may end before it can remove them.
+        environment["TMPDIR"] = place
         answer, chatter = Path(place) / "answer.json", Path(place) / "chatter"
         asked = Path(place) / "request.json"
         asked.write_text(json.dumps(request | {"answer": str(answer)}))

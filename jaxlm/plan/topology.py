@@ -10,6 +10,8 @@ from jaxlm.hardware import CHIPS, Chip, chip
 # Largest side of a 2-D slice (a pod is 16 x 16), and chips of the largest 3-D slice on sale.
 POD_SIDE = 16
 LARGEST = {"v4": 4096, "v5p": 6144, "tpu7x": 9216}
+_DIGITS, _LONGEST_NAME = 9, 100
+_MOST_CHIPS = 1 << 16  # above every slice there is: of more, no factors are looked for
 # TPUs whose product names count TensorCores, two a chip, where the others count chips.
 COUNT_CORES = ("v2", "v3", "v4", "v5p", "tpu7x")
 
@@ -45,6 +47,10 @@ def parse_topology(text: str, slices: int = 1) -> tuple[Topology, str]:
     Names are CHIP:AxBxC, chips along each dimension of a slice (v5e:4x4, v5p:4x4x4), or h100:8, h100:4x8 (hosts x GPUs); also
     Google's product names, v5litepod-16 or v5p-128. ConfigError for what no such machine is, with the nearest that is one.
     """
+    if len(text) > _LONGEST_NAME:
+        raise ConfigError(
+            f"--topology {text[:40]!r}... is longer than any name of a topology. Write CHIP:AxBxC, as in v5p:4x4x4"
+        )
     found = re.fullmatch(r"([a-z0-9]+(?:-pcie)?)[:-]([0-9x]+)", text.strip().lower())
     named = chip(found[1]) if found else None
     if not named:
@@ -57,6 +63,8 @@ def parse_topology(text: str, slices: int = 1) -> tuple[Topology, str]:
             "Write CHIP:AxBxC, the chips along each dimension of a slice, for example v5e:4x4, v5p:4x4x4 or h100:8. "
             f"Known: {', '.join(names)}"
         )
+    if any(len(size) > _DIGITS for size in found[2].split("x")):
+        raise ConfigError(f"--topology {text}: a number of more than {_DIGITS} digits is no number of chips")
     sizes = tuple(int(size or 0) for size in found[2].split("x"))
     if slices < 1 or min(sizes) < 1:
         raise ConfigError(f"--topology {text} --slices {slices}: every number must be at least 1")
@@ -102,6 +110,8 @@ def _product(text: str, named: Chip, sizes: tuple[int, ...], slices: int) -> tup
 
 def standard_dims(named: Chip, chips: int) -> tuple[int, ...] | None:
     """Return the shape in which this many chips are usually sold as a slice, or None where they are not."""
+    if chips > _MOST_CHIPS:
+        return None
     if named.dimensions == 2:
         fits = [(a, chips // a) for a in range(1, math.isqrt(chips) + 1) if chips % a == 0]
         return fits[-1] if fits and chips & (chips - 1) == 0 and chips != 2 else None

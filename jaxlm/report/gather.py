@@ -162,5 +162,5 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def _object(path: Path) -> dict[str, Any]:
     try:
         return read_object(path)
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return {}

@@ -38,7 +38,7 @@ def grid_of(values: Any, axes: Sequence[str], labels: Any) -> Grid | None:
     Labels that are no list of as many names as there are places are no labels.
     """
     array = array_of(values)
-    if array is None or array.ndim != len(axes):
+    if array is None or array.ndim != len(axes) or not array.size:
         return None
     given = labels if isinstance(labels, Mapping) else {}
     return Grid(array, tuple(_names(given.get(axis), size) for axis, size in zip(axes, array.shape, strict=True)))

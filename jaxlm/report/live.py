@@ -174,7 +174,10 @@ def _subject(folder: Path, since: int, wait: bool) -> Subject:
         return SweepSubject(folder, since)
     found = standing(folder)
     if found.kind == "foreign" or (not folder.exists() and not wait):
-        near = [p.parent.name for name in (CONFIG, RECORD) for p in folder.parent.glob(f"*/{name}")]
+        near = [p.parent.name for name in (CONFIG, RECORD) for p in folder.parent.glob(f"*/{name}") if p.parent != folder]
+        inside = sorted(p.parent for name in (CONFIG, RECORD) for p in folder.glob(f"*/{name}"))
+        if inside:
+            raise CheckpointError(f"{folder} holds {len(inside)} runs or sweeps and is none itself: watch {inside[0]} say")
         raise CheckpointError(
             f"{folder} is neither a run nor a sweep: {found.why}.{suggest(folder.name, near)} --wait waits until a run begins"
         )

@@ -15,8 +15,9 @@ import numpy as np
 
 from jaxlm.errors import JaxlmError
 from jaxlm.run.directory import CHECKPOINTS, CONFIG, METRICS, load_config, read_starts
+from jaxlm.run.goodput import by_kind
 from jaxlm.run.standing import Standing, standing
-from jaxlm.run.tail import finite, parse_row, seconds_by_kind
+from jaxlm.run.tail import finite, parse_row
 from jaxlm.sweep.arms import Setup, last, setup_of
 from jaxlm.train.saved import saved_steps
 
@@ -184,7 +185,7 @@ class Followed:
 
     def _take(self, row: dict[str, Any]) -> None:
         if row["split"] == "goodput":
-            self.spent = row | {name: seconds_by_kind(row.get(name)) for name in ("seconds", "all_seconds")}
+            self.spent = row | {name: by_kind(row.get(name)) for name in ("seconds", "all_seconds")}
         elif row["split"] == "validation":
             self._held_out[row["step"]] = _with_loss(row)
         else:

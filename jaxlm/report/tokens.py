@@ -47,11 +47,11 @@ class Wanted:
 
     def check(self) -> None:
         """Raise ConfigError for what cannot be shown."""
-        if sum([bool(self.texts), self.file is not None, self.rows != 0]) > 1:
-            raise ConfigError("--text, --file and --rows each say what to read: give one of them")
         for name, least in (("rows", 0), ("first", 0), ("top", 1), ("limit", 2)):
             if getattr(self, name) < least:
                 raise ConfigError(f"--{name} {getattr(self, name)} must be {least} or more")
+        if sum([bool(self.texts), self.file is not None, self.rows != 0]) > 1:
+            raise ConfigError("--text, --file and --rows each say what to read: give one of them")
         if (self.first or self.sources) and (self.texts or self.file):
             name = "--first counts rows" if self.first else "--source is what rows are read of"
             raise ConfigError(f"{name}: it does not go with --text or --file")

@@ -195,7 +195,7 @@ def _fail(fault: BaseException) -> None:
     _watch.announce(fault)
     culprit, _, message = _watch.failed
     if culprit == processes.index() or not (is_connection(fault) or str(fault) == message):
-        if not isinstance(fault, JaxlmError):
+        if not isinstance(fault, JaxlmError) and getattr(fault, "errno", None) not in STORAGE:
             traceback.print_exception(fault)
         print(f"process {processes.index()}: error: {fault or type(fault).__name__}", file=sys.stderr, flush=True)
     _watch.leave()

@@ -65,6 +65,8 @@ def show_data(experiment: Experiment, split: str, first: int, count: int) -> Non
     with display.preparation(out) as progress:
         prepared = prepare(experiment.data, report=progress)
     say_faults(prepared, out)
+    if split == "validation" and not prepared.split(split).rows:
+        raise DataError("nothing is held out: set --data.validation-fraction 0.1, or name --data.validation-sources")
     stop = min(first + count, prepared.split(split).rows)
     if first >= stop:
         raise DataError(f"the {split} split has {prepared.split(split).rows} rows: --first {first} lies beyond them")

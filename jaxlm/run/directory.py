@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jaxlm
-from jaxlm.config import digest, from_dict, to_dict
+from jaxlm.config import digest, from_dict, read_json, to_dict
 from jaxlm.data.storage import write_atomically
 from jaxlm.errors import CheckpointError, ConfigError, suggest
 
@@ -71,10 +71,19 @@ STATE_FIELDS = ("lora.rank", "lora.targets", "router.freeze", "optimizer.kind")
 
 
 def settle_config(folder: Path, experiment: Experiment, *, allow_change: bool) -> list[tuple[str, Any, Any]]:
-    """Write the resolved configuration of a new run, or compare it with that of the run being continued.
+    """Write the resolved configuration of a new run, or of one that is continued, and return the changes `check_continuation`
+    allowed."""
+    changes = check_continuation(folder, experiment, allow_change=allow_change)
+    write_atomically(folder / CONFIG, json.dumps(to_dict(experiment), indent=2) + "\n")
+    return changes
+
+
+def check_continuation(folder: Path, experiment: Experiment, *, allow_change: bool) -> list[tuple[str, Any, Any]]:
+    """Compare an experiment with the run in `folder`, where one has begun; nothing is written.
 
     Returns the differences that were allowed. Raises ConfigError with all of them where they would make it another
-    experiment and `allow_change` is not set. A start that was refused before its first step binds nobody.
+    experiment and `allow_change` is not set, and CheckpointError for an imported model. A start that was refused before its
+    first step binds nobody.
     """
     path, changes = folder / CONFIG, []
     metrics, saves = folder / METRICS, folder / CHECKPOINTS
@@ -98,7 +107,6 @@ def settle_config(folder: Path, experiment: Experiment, *, allow_change: bool) -
                 f"{folder} holds a run of another configuration:\n{lines}\n"
                 "Undo the change, choose another --run-dir, or continue it all the same with --allow-config-change"
             )
-    write_atomically(path, json.dumps(to_dict(experiment), indent=2) + "\n")
     return changes
 
 
@@ -108,12 +116,18 @@ def load_config(folder: Path) -> Experiment:
 
     path = folder / CONFIG
     try:
-        values = json.loads(path.read_text())
+        values = read_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as fault:
         near = [p.parent.name for p in folder.parent.glob(f"*/{CONFIG}")] if folder.parent.is_dir() else []
         raise CheckpointError(f"{folder} is not a run directory: it has no {CONFIG}.{suggest(folder.name, near)}") from fault
-    except (OSError, ValueError) as fault:
-        raise CheckpointError(f"{path} cannot be read: {fault}") from fault
+    except OSError as fault:
+        raise CheckpointError(f"{path} cannot be read: {fault.strerror}") from fault
+    except ValueError as fault:
+        raise CheckpointError(f"{path} {fault}. Take it from a copy of the run: nothing else says what was asked") from fault
+    if isinstance(values, dict) and "model" not in values and {"model_type", "architectures"} & set(values):
+        raise CheckpointError(
+            f"{folder} is a Hugging Face model, not a run: `jaxlm import {folder} --to runs/{folder.absolute().name}` makes one"
+        )
     try:
         return _with_own_tokenizer(from_dict(Experiment, values), folder)
     except ConfigError as fault:
@@ -134,9 +148,10 @@ def _with_own_tokenizer(experiment: Experiment, folder: Path) -> Experiment:
 def read_starts(folder: Path) -> list[dict[str, Any]]:
     """Return what run.json says of every start of a run, oldest first; nothing where it is missing or damaged."""
     try:
-        return list(json.loads((folder / RECORD).read_text())["starts"])
+        starts = read_json((folder / RECORD).read_bytes())["starts"]
     except (OSError, ValueError, KeyError, TypeError):
         return []
+    return [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
 
 
 def imported_from(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """What a person sees of a run: a live line on a terminal, a line now and then elsewhere."""
 
+import functools
 import logging
+import math
 import statistics
 import sys
 import time
@@ -22,6 +24,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from jaxlm.run.tail import finite
+
 # Seconds between lines where there is no terminal to redraw.
 QUIET_INTERVAL = 10.0
 
@@ -35,7 +39,7 @@ def quiet_libraries(process: int | None = None) -> None:
     """Keep library chatter below warnings off the screen, and what is left of it in our format, after the process's number."""
     form = "%(message)s" if process is None else f"process {process}: %(message)s"
     logging.basicConfig(level=logging.WARNING, format=form, handlers=[RichHandler(console=console(), show_path=False)])
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what Orbax calls an error, with a trace, it also raises
 
 
 class TrainingDisplay:
@@ -75,10 +79,7 @@ class TrainingDisplay:
 
 def describe(row: dict[str, Any]) -> str:
     """Return a row's loss, bits per byte (of preferences: margin, accuracy) and speed in one short text."""
-
-    def number(name: str, form: str) -> str:
-        return form.format(row[name]) if row.get(name) is not None else "-"
-
+    number = functools.partial(number_of, row)
     parts = [f"loss {number('loss', '{:.3f}')}"]
     if "rewards/margins" in row:
         parts.append(f"margin {number('rewards/margins', '{:.3f}')}  accuracy {number('rewards/accuracies', '{:.3f}')}")
@@ -87,13 +88,24 @@ def describe(row: dict[str, Any]) -> str:
     if row.get("tokens_per_second"):
         parts.append(f"{number('tokens_per_second', '{:,.0f}')} tokens/s")
     if row.get("mfu"):
-        parts.append(f"{100 * row['mfu']:.1f} % MFU")
-    if row.get("router_dropped"):
-        parts.append(f"{100 * statistics.mean(row['router_dropped']):.1f} % dropped")
-        parts.append(f"load {max(row['router_load_max']):.1f}x")
+        parts.append(f"{100 * finite(row['mfu']):.1f} % MFU")
+    if dropped := _by_layer(row, "router_dropped"):
+        parts.append(f"{100 * statistics.mean(dropped):.1f} % dropped")
+        parts.append(f"load {max(_by_layer(row, 'router_load_max'), default=math.nan):.1f}x")
     if row.get("skipped_total"):
-        parts.append(f"{row['skipped_total']:.0f} skipped")
+        parts.append(f"{number('skipped_total', '{:.0f}')} skipped")
     return "  ".join(parts)
+
+
+def number_of(row: dict[str, Any], name: str, form: str) -> str:
+    """Return a row's number in this form; "-" where it has none, or one that was not finite."""
+    value = finite(row.get(name))
+    return form.format(value) if math.isfinite(value) else "-"
+
+
+def _by_layer(row: dict[str, Any], name: str) -> list[float]:
+    values = row.get(name)
+    return [finite(value) for value in values] if isinstance(values, list) else []
 
 
 @contextmanager

@@ -20,11 +20,12 @@ from jaxlm.experiment import Experiment
 from jaxlm.model import lora
 from jaxlm.model.extension import Extension
 from jaxlm.model.intervention import RouterIntervention, make_edit
-from jaxlm.objective import language_model, preference
+from jaxlm.objective import language_model, own, preference
 from jaxlm.objective.preference_config import PreferenceConfig
 from jaxlm.run import decisions, display
 from jaxlm.run.data import say_faults
 from jaxlm.run.directory import CHECKPOINTS, TOKENIZER, imported_from
+from jaxlm.run.functions import find_functions
 from jaxlm.run.open import OpenRun, opened, read_adapted
 from jaxlm.run.reference import read_reference, reference_so_far
 from jaxlm.train.step import Sums
@@ -49,6 +50,7 @@ def evaluate_run(
     mixture of experts also what its routers did, under the intervention asked for. The model is read as `extension` has it.
     """
     out = display.console()
+    decisions.check_folders(router)
     if imported_from(folder) and not sources:
         raise DataError(f"{folder} was imported and has no text of its own: say what to read, --source text:book.txt say")
     with opened(folder, step, extension=extension) as run:
@@ -61,6 +63,7 @@ def evaluate_run(
             raise DataError(
                 f"the data of {folder} is tokenised differently now: its sources have changed. Say what to read with --source"
             )
+        find_functions(folder, run.experiment, objective=data.form not in ("preferences", "labels"))
         read = Batches(prepared, split, batch_size or run.experiment.batch_size, 0, shuffle=False)
         if warning := check_reach(data.sequence_length, run.model, "rows", run.trained):
             out.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
@@ -124,7 +127,14 @@ def _evaluator(
         if options.needs_reference:
             described, beside = _reference_of(run, reference, out)
     if reference is not None and beside is None:
-        what = f"the loss {options.loss!r} has none" if paired else f"{form} are not compared with any: --form preferences?"
+        what = (
+            f"the loss {options.loss!r} has none"
+            if paired
+            else (
+                f"{form} {'is' if form == 'text' else 'are'} not compared with any. Pairs of responses are: add --source "
+                "jsonl:pairs.jsonl --form preferences"
+            )
+        )
         raise ConfigError(f"--reference {reference} is of no use: {what}")
 
     @jax.jit
@@ -134,6 +144,8 @@ def _evaluator(
             return preference.loss(
                 params, batch, run.model, layout, options, reference_params=beside, edit=edit, record=record
             )[1]
+        if run.experiment.objective:
+            return own.loss(run.experiment.objective, params, batch, run.model, layout, edit=edit, record=record)[1]
         return language_model.loss(params, batch, run.model, layout, edit=edit, record=record)[1]
 
     def sums_of(params: Any, numbered: tuple[int, str, Any]) -> Sums:

@@ -26,6 +26,8 @@ KINDS = (
     "other",  # curves, samples, summary, waiting for the last save
 )
 
+_MOST_SECONDS = 1e12  # a record may say anything
+
 
 def process_age() -> float:
     """Return the seconds since this process began; 0 where the system does not say."""
@@ -71,9 +73,19 @@ def share(seconds: dict[str, float]) -> float:
     return seconds["stepping"] / max(sum(seconds.values()), 1e-9)
 
 
+def by_kind(values: Any) -> dict[str, float]:
+    """Return the seconds of every kind as a goodput row has them; 0 where it has no number."""
+    known = values if isinstance(values, dict) else {}
+    return {kind: _seconds(known.get(kind)) for kind in KINDS}
+
+
+def _seconds(value: Any) -> float:
+    return float(value) if type(value) in (int, float) and abs(value) < _MOST_SECONDS else 0.0
+
+
 def by_start(rows: Iterable[dict[str, Any]]) -> dict[int, dict[str, float]]:
     """Return what each start's last row says of it, by the number of the start, oldest first."""
-    found = {row["start"]: dict.fromkeys(KINDS, 0.0) | row["seconds"] for row in rows if row["split"] == "goodput"}
+    found = {row["start"]: by_kind(row.get("seconds")) for row in rows if row["split"] == "goodput"}
     return dict(sorted(found.items()))
 
 
@@ -109,11 +121,11 @@ def settle_earlier(rows: Sequence[dict[str, Any]], next_step: int, every: int = 
         if row["split"] == "goodput":
             owner = row["start"]
         elif row["split"] == "train" and row["step"] >= next_step:
-            counted[owner] += every * row.get("step_seconds", 0.0)
+            counted[owner] += every * _seconds(row.get("step_seconds"))
     newest = starts[max(starts)]
     for row in rows[last + 1 :]:
         if row["split"] == "train":
-            newest["redone" if row["step"] >= next_step else "stepping"] += every * row.get("step_seconds", 0.0)
+            newest["redone" if row["step"] >= next_step else "stepping"] += every * _seconds(row.get("step_seconds"))
     for start, lost in counted.items():
         lost = min(lost, starts[start]["stepping"])
         starts[start]["stepping"] -= lost

@@ -37,6 +37,7 @@ def import_model(source: str, folder: Path, *, tokenizer: bool = True) -> None:
     """
     out = display.console()
     with new_folder(folder, "--to") as making:
+        _refuse_run(Path(source))
         found = open_pretrained(source, tokenizer=tokenizer)
         _check_memory(found.model)
         experiment = _experiment(found, folder)
@@ -58,6 +59,11 @@ def import_model(source: str, folder: Path, *, tokenizer: bool = True) -> None:
         f"{_next_command(folder, ids)}",
         soft_wrap=True,
     )
+
+
+def _refuse_run(source: Path) -> None:
+    if (source / directory.CHECKPOINTS).is_dir() and (source / directory.CONFIG).is_file():
+        raise CheckpointError(f"{source} is a run already: nothing needs to be imported, begin with `jaxlm chat {source}` say")
 
 
 def _experiment(found: Pretrained, folder: Path) -> Experiment:

@@ -11,6 +11,7 @@ from jaxlm import param
 from jaxlm.config import difference
 from jaxlm.errors import CheckpointError, ConfigError
 from jaxlm.experiment import Experiment
+from jaxlm.function_file import identity
 from jaxlm.model import lora, transformer
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.upcycle import check_upcycling, upcycle
@@ -105,7 +106,12 @@ def chosen_anew(found: ModelConfig, model: ModelConfig) -> ModelConfig:
     """Return the model that was found, with those of `model`'s fields that its weights leave open."""
     scaled = found.rope_scaling.needs_original and not found.rope_scaling.original_length  # by max_length, then
     names = OPEN if found.positions == "learned" or scaled else ("max_length", *OPEN)
-    return dataclasses.replace(found, **{name: getattr(model, name) for name in names})
+    anew = {name: getattr(model, name) for name in names}
+    if identity(found.positions) == identity(model.positions):  # a file that was moved is the same function
+        anew["positions"] = model.positions
+    if identity(found.moe.router) == identity(model.moe.router):
+        anew["moe"] = dataclasses.replace(found.moe, router=model.moe.router)
+    return dataclasses.replace(found, **anew)
 
 
 def same_function(found: ModelConfig, model: ModelConfig) -> bool:

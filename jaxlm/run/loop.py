@@ -19,13 +19,23 @@ from jaxlm.experiment import Experiment, GuardConfig
 from jaxlm.run import decisions, directory, display, goodput, processes, report
 from jaxlm.run.agreement import agreed, announced, same
 from jaxlm.run.failure import failure_recorded, forget_failure
+from jaxlm.run.functions import keep_functions
 from jaxlm.run.metrics import MetricsLog, read_rows
-from jaxlm.run.preflight import check_inputs, check_processes, check_shared, check_trainable, laid_out, prepared_data
+from jaxlm.run.preflight import (
+    check_functions,
+    check_inputs,
+    check_processes,
+    check_shared,
+    check_trainable,
+    laid_out,
+    prepared_data,
+)
 from jaxlm.run.programs import compile_step, make_validate
 from jaxlm.run.reference import with_reference
 from jaxlm.run.rows import summarize_rows
 from jaxlm.run.setup import Setup, describe_checkpoint, restore_or_begin, set_up
 from jaxlm.run.sources import code_digest
+from jaxlm.run.unread import describe_unread
 from jaxlm.train.checkpoint import CheckpointWriter
 from jaxlm.train.step import TrainState
 
@@ -38,7 +48,7 @@ def train(
     On SIGTERM or Ctrl-C it saves and returns. Raises JaxlmError with what is wrong and what to do: before any device is
     used where the configuration is at fault, with the last good checkpoint kept where the run is. `clock` has counted the
     time before. Of several processes all call it alike; process 0 alone locks and writes the directory and shows progress,
-    and returns all rows.
+    and returns rows: the others return none.
     """
     clock, leading = clock or goodput.Clock(), processes.index() == 0
     code = code_digest() if leading else ""  # before anything else takes time: sources may change under a long start
@@ -47,12 +57,16 @@ def train(
     with ExitStack() as held:
         with agreed("configuration"):
             check_trainable(experiment.model)
-            check_inputs(experiment.data)
+            check_inputs(experiment, folder)
             check_processes(experiment)
+            check_functions(experiment)
             if leading:
                 held.enter_context(directory.opened_for_writing(folder))
                 for name, before, now in directory.settle_config(folder, experiment, allow_change=allow_config_change):
                     out.print(f"changed: {name} {before!r} -> {now!r}")
+                keep_functions(folder, experiment)
+                for line in describe_unread(experiment):
+                    out.print("[yellow]warning:[/]", line)
                 held.enter_context(failure_recorded(folder))
         devices = jax.devices()
         with agreed("mesh"):
@@ -90,8 +104,10 @@ def _run(setup: Setup, folder: Path, out: Any, clock: goodput.Clock, start: int)
         f"{param.count(setup.spec) / 1e6:.1f}M parameters on {setup.mesh.devices.flat[0].device_kind} ({mesh}), "
         f"{setup.prepared.train.tokens / 1e6:.1f}M training tokens, in {folder}"
     )
-    writer = CheckpointWriter(saves, experiment.checkpoint.keep, experiment.checkpoint.keep_every)
-    try:
+    with ExitStack() as closing:
+        closing.callback(log.close)
+        writer = CheckpointWriter(saves, experiment.checkpoint.keep, experiment.checkpoint.keep_every)
+        closing.callback(writer.close)
         with announced():
             if first < experiment.steps:
                 with stop_signals() as stop:  # schedulers may say it twice: a save that is under way is not to be cut off
@@ -103,13 +119,10 @@ def _run(setup: Setup, folder: Path, out: Any, clock: goodput.Clock, start: int)
             else:
                 samples = report.write_samples(setup, state.params)
                 if leading:
-                    report.write_all(setup, log.rows, samples, folder, out)
+                    report.write_all(setup, log.read(), samples, folder, out)
             if first < experiment.steps:
                 account(int(state.step))
-    finally:
-        log.close()
-        writer.close()
-    return log.rows
+    return log.read()
 
 
 def _open_log(

@@ -2,13 +2,15 @@
 
 import json
 import math
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxlm.data.storage import write_atomically
+from jaxlm.data.storage import Appended, write_atomically
 from jaxlm.errors import CheckpointError
+from jaxlm.run.tail import parse_row
+from jaxlm.run.tensorboard import Events
 
 
 class MetricsLog:
@@ -17,15 +19,12 @@ class MetricsLog:
     def __init__(self, path: Path | None, next_step: int, tensorboard: Path | None = None):
         """Open the record of a run whose next step is `next_step`; `tensorboard` is the folder to mirror it to.
 
-        Without a path rows are only returned: another process writes them.
+        Without a path rows are only returned: another process writes them. No row is kept in memory: a run may be long.
         """
-        self.rows = keep_rows_before(path, next_step) if path else []
-        self._file = path.open("a", encoding="utf-8") if path else None
-        self._board = None
-        if path and tensorboard is not None:
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(tensorboard), purge_step=next_step, flush_secs=10)
+        kept = keep_rows_before(path, next_step) if path else []
+        self._path, self._validated = path, {row["step"] for row in kept if row["split"] == "validation"}
+        self._file = Appended(path) if path else None
+        self._board = Events(tensorboard, next_step) if path and tensorboard is not None else None
 
     def write(
         self, step: int, split: Literal["train", "validation", "goodput"], values: dict[str, Any], *, keep: bool = True
@@ -35,39 +34,59 @@ class MetricsLog:
         A validation row that stands there already (the run was stopped after it) is not written twice.
         """
         row = {"step": step, "split": split} | without_nan(values)
-        known = split == "validation" and any(r["step"] == step and r["split"] == split for r in reversed(self.rows))
-        if known or not keep:
+        known = split == "validation" and step in self._validated
+        if known or not keep or self._file is None:
             return row
-        if self._file is None:
-            self.rows.append(row)
-            return row
-        try:
-            self._file.write(json.dumps(row, allow_nan=False) + "\n")
-            self._file.flush()
-        except OSError as fault:
-            raise CheckpointError(f"cannot write {self._file.name}: {fault.strerror}; checkpoints so far are kept") from fault
-        self.rows.append(row)
-        if self._board is not None:
-            for name, value in values.items():
-                if isinstance(value, (int, float)):
-                    self._board.add_scalar(f"{split}/{name}", value, step)
-                elif isinstance(value, list) and all(isinstance(v, (int, float)) for v in value):  # one a mixture layer
-                    for layer, number in enumerate(value):
-                        self._board.add_scalar(f"{split}/{name}/{layer}", number, step)
+        with self._explained():
+            self._file.write((json.dumps(row, allow_nan=False) + "\n").encode())
+            if self._board is not None:
+                self._board.add(numbers(split, values), step)
+        if split == "validation":
+            self._validated.add(step)
         return row
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn a failure to write into a CheckpointError."""
+        try:
+            yield
+        except OSError as fault:
+            raise CheckpointError(
+                f"cannot write {self._path} or what TensorBoard reads beside it: {fault.strerror}. Checkpoints are kept: "
+                "make room, then run the same command to continue from the newest"
+            ) from fault
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return all rows of the record, read anew; none without a path."""
+        return read_rows(self._path) if self._path else []
 
     def sync(self) -> None:
         """Put what has been written on disk: a checkpoint must not be ahead of its record."""
         if self._file is not None:
-            os.fsync(self._file.fileno())
+            with self._explained():
+                self._file.sync()
 
     def close(self) -> None:
         """Put everything on disk and close."""
-        self.sync()
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
+        with ExitStack() as closing:
+            for part in (self._file, self._board):
+                if part is not None:
+                    closing.callback(part.close)
+            closing.enter_context(self._explained())
+            self.sync()
+            if self._board is not None:
+                self._board.flush()
+
+
+def numbers(split: str, values: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a row by the names that TensorBoard shows; of a list, one a mixture layer, each by its place."""
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, (int, float)):
+            found[f"{split}/{name}"] = value
+        elif isinstance(value, list) and all(isinstance(v, (int, float)) for v in value):
+            found |= {f"{split}/{name}/{layer}": number for layer, number in enumerate(value)}
+    return found
 
 
 def without_nan(value: Any) -> Any:
@@ -89,17 +108,20 @@ def each_row(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
     fault = None
-    with path.open(encoding="utf-8", errors="replace") as lines:
+    try:
+        lines = path.open("rb")
+    except OSError as unread:
+        raise CheckpointError(f"{path} cannot be read: {unread.strerror}") from unread
+    with lines:
         for number, line in enumerate(lines, start=1):
-            if not line.endswith("\n"):  # what follows the last newline was not finished
+            if not line.endswith(b"\n"):  # what follows the last newline was not finished
                 return
             if fault is not None:  # it was not the last one
                 raise fault
-            try:
-                row = json.loads(line)
-                row["step"], row["split"]
-            except (ValueError, KeyError, TypeError):
-                fault = CheckpointError(f"{path}, line {number}, is not a metrics row: {line.rstrip()[:80]!r}")
+            row = parse_row(line)
+            if row is None:
+                said = line.rstrip()[:80].decode(errors="replace")
+                fault = CheckpointError(f"{path}, line {number}, is not a metrics row: {said!r}")
                 continue
             yield row
 

@@ -21,6 +21,7 @@ from jaxlm.model.extension import Extension
 from jaxlm.model.lora import LoraConfig
 from jaxlm.run import display
 from jaxlm.run.directory import CHECKPOINTS, TOKENIZER, imported_from, load_config
+from jaxlm.run.functions import find_functions
 from jaxlm.train import checkpoint
 
 
@@ -57,6 +58,7 @@ def described(saves: Path, step: int, mesh: jax.sharding.Mesh) -> tuple[Experime
         experiment = from_dict(Experiment, description["experiment"])
     except (KeyError, ConfigError) as fault:
         raise CheckpointError(f"checkpoint {saves / str(step)} describes no model of this version: {fault}") from fault
+    find_functions(saves.parent, experiment)
     return experiment, experiment.model.for_platform(mesh.devices.flat[0].platform)
 
 
@@ -91,7 +93,9 @@ def opened(
     read as `extension` has it. Raises CheckpointError where the folder is no run, has no such checkpoint, or nothing in it can
     be read, and ConfigError where its model cannot be extended so.
     """
-    extension.applied(load_config(folder).model)  # both say what is wrong before a device is touched
+    experiment = load_config(folder)
+    extension.applied(experiment.model)  # each says what is wrong before a device is touched
+    find_functions(folder, experiment)
     saves = folder / CHECKPOINTS
     steps = checkpoint.saved_steps(saves)
     if not steps:

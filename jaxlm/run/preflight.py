@@ -7,19 +7,27 @@ from typing import Any
 
 import jax
 
+from jaxlm import param
 from jaxlm.data.chat import read_template
+from jaxlm.data.packing import Batch
 from jaxlm.data.prepare import DataConfig, Prepared, prepare
-from jaxlm.data.sources import parse_source
+from jaxlm.data.sources import check_spelling, parse_source
 from jaxlm.data.storage import write_atomically
 from jaxlm.data.tokenizer import train_tokenizer
-from jaxlm.errors import ConfigError
+from jaxlm.errors import CheckpointError, ConfigError
 from jaxlm.experiment import Experiment, settle_mesh
 from jaxlm.hardware import chip
 from jaxlm.layout import make_mesh, slices_of
+from jaxlm.model import functions
 from jaxlm.model.config import ModelConfig
+from jaxlm.objective import own
 from jaxlm.run import display, processes
 from jaxlm.run.agreement import agreed, same, told
 from jaxlm.run.data import say_faults
+from jaxlm.run.decisions import check_folders
+from jaxlm.run.directory import CHECKPOINTS, load_config
+from jaxlm.run.setup import spec_of
+from jaxlm.train.saved import saved_steps
 
 DAY = 86400.0
 
@@ -83,10 +91,65 @@ def check_trainable(model: ModelConfig) -> None:
         )
 
 
-def check_inputs(data: DataConfig) -> None:
-    """Raise ConfigError or DataError for a source or tokenizer file that is missing or not what it should be."""
+def check_functions(experiment: Experiment) -> None:
+    """Load each function of the user's own, and call it once with abstract arrays; no device is touched.
+
+    Raises ConfigError, with file and line, where that fails or gives something else than it must.
+    """
+    functions.check(experiment.model)
+    if not experiment.objective:
+        return
+    model, layout, mesh = experiment.model.for_platform("cpu"), experiment.layout, functions.one_device()
+    whole = (model.moe.rows_per_group, experiment.data.sequence_length)
+    place = jax.NamedSharding(mesh, layout.spec("batch", "length"))
+    batch = Batch(*(jax.ShapeDtypeStruct(whole, dtype, sharding=place) for dtype in ("i4", "i4", "f4", "i4", "i4")))
+    params = param.abstract(spec_of(experiment, model), layout, mesh)
+
+    def call(params: Any, batch: Batch, key: jax.Array | None) -> Any:
+        remat, z_loss = experiment.remat, experiment.z_loss
+        return own.loss(experiment.objective, params, batch, model, layout, z_loss=z_loss, remat=remat, key=key)
+
+    for key in (functions.abstract_key(), None):
+        functions.trace(experiment.objective, "objective", call, params, batch, key)
+
+
+def check_inputs(experiment: Experiment, folder: Path) -> None:
+    """Raise JaxlmError for what the run in `folder` reads, or writes besides, that is missing or not what it should be.
+
+    That is sources, files of tokenizers and templates, folders of routing decisions, and other runs.
+    """
+    data = experiment.data
     for spelling in (*data.sources, *data.validation_sources):
         parse_source(spelling, rows=data.form != "text")
     read_template(data.examples.template)
     if data.tokenizer.path:
         train_tokenizer(data.tokenizer, ())
+    check_folders(experiment.router)
+    check_runs(experiment, folder)
+
+
+def check_spellings(data: DataConfig) -> None:
+    """Raise ConfigError for a source of no known kind: all that can be told where its files are not."""
+    for spelling in (*data.sources, *data.validation_sources):
+        check_spelling(spelling, rows=data.form != "text")
+
+
+def check_runs(experiment: Experiment, folder: Path) -> None:
+    """Raise CheckpointError where a run that the one in `folder` needs is none, or has no checkpoint.
+
+    What it begins from is needed until it has a checkpoint of its own.
+    """
+    options = experiment.preference
+    needed = {
+        "init_from": "" if saved_steps(folder / CHECKPOINTS) else experiment.init_from,
+        "preference.reference_run": options.reference_run if experiment.paired and options.needs_reference else "",
+    }
+    for field, run in needed.items():
+        if not run:
+            continue
+        try:
+            load_config(Path(run))
+        except CheckpointError as fault:
+            raise CheckpointError(f"{field} = {run!r}: {fault}") from fault
+        if not saved_steps(Path(run) / CHECKPOINTS):
+            raise CheckpointError(f"{field} = {run!r}: it has no checkpoint yet. Train it further, or name another run")

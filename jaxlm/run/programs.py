@@ -12,7 +12,7 @@ from jaxlm.experiment import Experiment
 from jaxlm.model import lora, moe
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.intervention import make_edit
-from jaxlm.objective import language_model, preference
+from jaxlm.objective import language_model, own, preference
 from jaxlm.run import rows
 from jaxlm.run.setup import AnyBatch, Setup
 from jaxlm.train.optimizer import schedule
@@ -83,8 +83,10 @@ def make_objective(experiment: Experiment, model: ModelConfig) -> Callable[..., 
             return preference.loss(
                 params, batch, model, experiment.layout, experiment.preference, reference_params=reference, **options
             )
-        z_loss = experiment.z_loss if training else 0.0
-        return language_model.loss(params, batch, model, experiment.layout, z_loss=z_loss, key=key, **options)
+        options |= {"z_loss": experiment.z_loss if training else 0.0, "key": key}
+        if experiment.objective:
+            return own.loss(experiment.objective, params, batch, model, experiment.layout, **options)
+        return language_model.loss(params, batch, model, experiment.layout, **options)
 
     return objective
 

@@ -18,11 +18,12 @@ import numpy as np
 
 from jaxlm.config import to_dict
 from jaxlm.data.storage import cache_folder, storage_errors, sync_folder, write_atomically
-from jaxlm.errors import CheckpointError
+from jaxlm.errors import CheckpointError, DataError
 from jaxlm.model.config import ModelConfig
 from jaxlm.objective.preference import reference_log_probs
 from jaxlm.run import display
 from jaxlm.run.agreement import agreed, gathered
+from jaxlm.run.arrays import map_npy
 from jaxlm.run.setup import Setup
 
 DAY = 86400.0
@@ -120,8 +121,8 @@ def _partial(path: Path) -> Path:
 
 def _read(path: Path, pairs: int) -> np.ndarray | None:
     try:
-        found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        found = np.array(map_npy(path))
+    except DataError:
         return None
     return found if found.shape == (pairs, 2) and found.dtype == np.float32 and np.all(np.isfinite(found)) else None
 
@@ -152,10 +153,10 @@ def _compute(path: Path, scorer: _Scorer, split: str, out: Any) -> np.ndarray:
 
 def _partial_table(path: Path, pairs: int) -> np.memmap:
     """Return float32 [pairs, 2] on disk, as far as an earlier start had come: the rest is no number."""
-    with suppress(OSError, ValueError):
-        found = np.lib.format.open_memmap(path, mode="r+")
+    with suppress(OSError, DataError):
+        found = map_npy(path)
         if found.shape == (pairs, 2) and found.dtype == np.float32:
-            return found
+            return np.lib.format.open_memmap(path, mode="r+")
     content = io.BytesIO()
     np.save(content, np.full((pairs, 2), np.nan, np.float32))
     write_atomically(path, content.getvalue())

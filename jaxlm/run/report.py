@@ -1,6 +1,7 @@
 """What a finished run leaves for people: curves, samples and a short summary."""
 
 import dataclasses
+import functools
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from jaxlm import param
 from jaxlm.data.storage import write_atomically
 from jaxlm.decode.generate import generate_text
 from jaxlm.decode.sampling import Sampling
+from jaxlm.run.display import number_of
 from jaxlm.run.router_report import draw_routers
 from jaxlm.run.setup import Setup
 
@@ -115,18 +117,20 @@ def _smoothed(values: Sequence[float]) -> list[float]:
 def _held_out_facts(first: dict[str, Any], last: dict[str, Any]) -> dict[str, str]:
     """Return what a summary says of the last validation, beside the first."""
     since = f"after step {first['step']}"
+    now, before = functools.partial(number_of, last), functools.partial(number_of, first)
+    four, three, two = "{:.4f}", "{:.3f}", "{:.2f}"
     if "rewards/margins" in last:
         return {
-            "validation loss": f"{last['loss']:.4f} a pair (from {first['loss']:.4f} {since})",
-            "validation accuracy": f"{last['rewards/accuracies']:.3f} (from {first['rewards/accuracies']:.3f})",
-            "validation margin": f"{last['rewards/margins']:.4f} (chosen {last['rewards/chosen']:.4f}, rejected "
-            f"{last['rewards/rejected']:.4f})",
-            "log-probability of a response": f"chosen {last['logps/chosen']:.2f} (from {first['logps/chosen']:.2f}), rejected "
-            f"{last['logps/rejected']:.2f} (from {first['logps/rejected']:.2f})",
+            "validation loss": f"{now('loss', four)} a pair (from {before('loss', four)} {since})",
+            "validation accuracy": f"{now('rewards/accuracies', three)} (from {before('rewards/accuracies', three)})",
+            "validation margin": f"{now('rewards/margins', four)} (chosen {now('rewards/chosen', four)}, rejected "
+            f"{now('rewards/rejected', four)})",
+            "log-probability of a response": f"chosen {now('logps/chosen', two)} (from {before('logps/chosen', two)}), "
+            f"rejected {now('logps/rejected', two)} (from {before('logps/rejected', two)})",
         }
     return {
-        "validation loss": f"{last['loss']:.4f} nats a token (perplexity {last['perplexity']:.2f})",
-        "validation bits per byte": f"{last['bits_per_byte']:.4f} (from {first['bits_per_byte']:.4f} {since})",
+        "validation loss": f"{now('loss', four)} nats a token (perplexity {now('perplexity', two)})",
+        "validation bits per byte": f"{now('bits_per_byte', four)} (from {before('bits_per_byte', four)} {since})",
     }
 
 

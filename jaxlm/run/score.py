@@ -18,6 +18,7 @@ from jaxlm.model.config import ModelConfig
 from jaxlm.model.extension import Extension
 from jaxlm.ops.masks import Tokens
 from jaxlm.run import display
+from jaxlm.run.arrays import map_npy
 from jaxlm.run.open import opened
 
 
@@ -63,13 +64,8 @@ def score_rows(
 
 
 def _read_rows(path: Path) -> np.ndarray:
-    try:
-        rows = np.load(path, allow_pickle=False, mmap_mode="r")
-    except FileNotFoundError as fault:
-        raise DataError(f"there is no file {path}") from fault
-    except (OSError, ValueError, EOFError) as fault:
-        raise DataError(f"{path} is not a NumPy array file: {fault}") from fault
-    if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.dtype.kind not in "iu" or not rows.size:
+    rows = map_npy(path)
+    if rows.ndim != 2 or rows.dtype.kind not in "iu" or not rows.size:
         raise DataError(
             f"{path} must hold integer token rows [rows, length]; np.save('rows.npy', np.array([[1, 5, 9]])) makes one"
         )

@@ -17,11 +17,14 @@ from jaxlm.hardware import Chip, chip
 from jaxlm.layout import ways as layout_ways
 from jaxlm.model import flops, lora, transformer
 from jaxlm.run.directory import load_config
+from jaxlm.run.preflight import check_functions
+from jaxlm.run.unread import describe_unread
 from jaxlm.train import arrange
 
 
 def show_experiment(experiment: Experiment, num_devices: int) -> None:
     """Print the resolved fields, parameters by part, FLOPs, bytes, and each weight's place with the reason."""
+    check_functions(experiment)
     out = Console(highlight=False)
     out.width = max(out.width, 128)  # names of weights in full
     num_devices = num_devices or jax.device_count()
@@ -33,6 +36,8 @@ def show_experiment(experiment: Experiment, num_devices: int) -> None:
     for name, value in flatten(experiment).items():
         fields.add_row(name, str(value))
     out.print(fields)
+    for line in describe_unread(experiment):
+        out.print("[yellow]warning:[/]", line)
     out.print()
     out.print(_parts(experiment))
     out.print()

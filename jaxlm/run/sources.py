@@ -1,18 +1,15 @@
 """Which source files another one runs through, from their import lines alone: what a digest of the code is of."""
 
 import hashlib
-import re
-from collections.abc import Collection
 from pathlib import Path
 
 import jaxlm
-
-_IMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+import\s+(\([^)]*\)|.*)|import\s+([\w., ]+))", re.MULTILINE)
-
+from jaxlm.imported import imported_files
 
 # What training imports to show, to draw, to keep account and to write text at its end: no result depends on it.
 TELLING = tuple(
-    f"run/{name}.py" for name in ("display", "report", "router_report", "watch", "goodput", "failure", "tail", "sources")
+    f"run/{name}.py"
+    for name in "display report router_report watch goodput failure sources tensorboard unread functions".split()
 )
 
 
@@ -36,29 +33,3 @@ def code_digest() -> str:
 def digest_of(files: dict[str, str]) -> str:
     """Return 16 hexadecimal digits of what `training_files` returned."""
     return hashlib.sha256("".join(f"{name} {value}\n" for name, value in files.items()).encode()).hexdigest()[:16]
-
-
-def imported_files(root: Path, *first: Path, package: str = "jaxlm", without: Collection[Path] = ()) -> set[Path]:
-    """Return the files of the package in `root` that `first` import, directly or not, and themselves, but for `without`.
-
-    With package "" those are the modules that lie in the folder `root` itself, as a script finds its neighbours.
-    """
-    found, left = set(), [*first]
-    while left:
-        path = left.pop()
-        if path in found or path in without:
-            continue
-        found.add(path)
-        for module, names, plain in _IMPORT.findall(path.read_text(encoding="utf-8", errors="replace")):
-            for dotted in [module] if module else re.findall(r"[\w.]+", plain):
-                left += _files_of(root, dotted, re.findall(r"\w+", names), package)
-    return found
-
-
-def _files_of(root: Path, dotted: str, names: list[str], package: str) -> list[Path]:
-    first, *rest = dotted.strip(".").split(".")
-    if package and first != package:
-        return []
-    base = root.joinpath(*(rest if package else (first, *rest)))
-    candidates = [candidate.with_suffix(".py") for candidate in (base, *(base / name for name in names))]
-    return [file for file in (*candidates, *([] if package else [base / "__init__.py"])) if file.is_file()]

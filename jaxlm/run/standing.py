@@ -147,7 +147,7 @@ def _read(folder: Path, known: Standing | None) -> _Facts:
             return read_object(folder / name)
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, RecursionError) as fault:
+        except (OSError, ValueError) as fault:
             faults.append(f"{name} {explain(fault)}")
             return {}
 

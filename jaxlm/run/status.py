@@ -23,7 +23,7 @@ def show_run(folder: Path) -> None:
     found, rows, starts = standing(folder), read_rows(folder / METRICS), read_starts(folder)
     out = Console(highlight=False)
     out.width = max(out.width, 128)
-    out.print(f"[bold]{experiment.name}[/] in {folder}: {escape(sentence(found))}", soft_wrap=True)
+    out.print(f"[bold]{escape(experiment.name)}[/] in {escape(str(folder))}: {escape(sentence(found))}", soft_wrap=True)
     for split, newest in (("train", found.train), ("validation", found.last)):
         if newest:
             out.print(f"{split}: {describe(newest)} {_after(newest)}", soft_wrap=True)
@@ -45,10 +45,11 @@ def _starts(starts: list[dict[str, Any]]) -> Table:
     for column in ("start", "time", "processes", "devices", "mesh", "commit"):
         table.add_column(column, justify="right" if column in ("start", "processes") else "left")
     for number, start in enumerate(starts):
-        mesh = " x ".join(f"{axis} {size}" for axis, size in start.get("mesh", {}).items() if size > 1) or "one device"
-        commit = f"{(start.get('git_commit') or '-')[:10]}{' + changes' if start.get('git_dirty') else ''}"
-        processes = str(start.get("processes", 1))
-        table.add_row(str(number), start.get("time", "-"), processes, start.get("devices", "-"), mesh, commit)
+        axes = start["mesh"] if isinstance(start.get("mesh"), dict) else {}
+        mesh = " x ".join(f"{axis} {size}" for axis, size in axes.items() if size != 1) or "one device"
+        commit = f"{str(start.get('git_commit') or '-')[:10]}{' + changes' if start.get('git_dirty') else ''}"
+        cells = (number, start.get("time", "-"), start.get("processes", 1), start.get("devices", "-"), mesh, commit)
+        table.add_row(*(escape(str(cell)) for cell in cells))
     return table
 
 

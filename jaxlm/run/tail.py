@@ -1,12 +1,12 @@
 """The newest rows of a record, read from its end: what a long run says now costs no more than what a short one does."""
 
-import json
 import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxlm.config import read_json
 from jaxlm.run import goodput
 
 BLOCK, LONGEST = 1 << 16, 1 << 22
@@ -51,19 +51,13 @@ def read_tail(path: Path, starts: int | None = None) -> Tail:
         if len(found) == len(SPLITS):
             break
     newest = found.get("goodput", {})
-    seconds = seconds_by_kind(newest.get("all_seconds"))
+    seconds = goodput.by_kind(newest.get("all_seconds"))
     # A row of the newest start counts all before it. After a restart rows of earlier ones are written anew, corrected.
     if newest and starts is not None and newest.get("start") != starts - 1:
         rows = [row for line in lines_backward(path) if b'"goodput"' in line and (row := parse_row(line)) is not None]
-        every = {row["start"]: seconds_by_kind(row.get("seconds")) for row in reversed(rows) if row["split"] == "goodput"}
+        every = {row["start"]: goodput.by_kind(row.get("seconds")) for row in reversed(rows) if row["split"] == "goodput"}
         seconds = goodput.total(every.values())
     return Tail(found.get("train", {}), found.get("validation", {}), seconds, fault)
-
-
-def seconds_by_kind(values: Any) -> dict[str, float]:
-    """Return the seconds of every kind as a goodput row has them; 0 where it has no number."""
-    known = values if isinstance(values, dict) else {}
-    return {kind: seconds if math.isfinite(seconds := finite(known.get(kind))) else 0.0 for kind in goodput.KINDS}
 
 
 def finite(value: Any) -> float:
@@ -74,8 +68,8 @@ def finite(value: Any) -> float:
 def parse_row(line: bytes) -> dict[str, Any] | None:
     """Return a line's row; None where it is none: no JSON, or without a step, a split and what rows of that split have."""
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = read_json(line)
+    except ValueError:
         return None
     if not isinstance(row, dict) or type(row.get("step")) is not int or row.get("split") not in SPLITS:
         return None

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxlm.config import flatten, from_dict, to_dict
+from jaxlm.config import flatten, from_own, to_dict
 from jaxlm.errors import ConfigError, suggest
 from jaxlm.experiment import FREE_FIELDS, Experiment
 from jaxlm.sweep.trials import deciding
@@ -242,6 +242,6 @@ def _changed(base: Experiment, changes: Mapping[str, Any], arm: str) -> Experime
             raise ConfigError(f"arm {arm!r}: an experiment has no field {field!r}.{suggest(field, known)}")
         inner[last] = _plain(changes[field])
     try:
-        return from_dict(Experiment, values)
+        return from_own(Experiment, values)
     except ConfigError as fault:
         raise ConfigError(f"arm {arm!r}: {fault}") from fault

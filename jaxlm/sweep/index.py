@@ -5,6 +5,7 @@ later wins, whose loss is some reading next time. Whatever is wrong with it, it 
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jaxlm
+from jaxlm.config import read_json
 from jaxlm.data.storage import write_atomically
 from jaxlm.errors import CheckpointError, suggest
 from jaxlm.run.directory import CONFIG, in_use
@@ -162,9 +164,9 @@ def _load(path: Path, code: str) -> tuple[dict[str, Any], dict[str, _Entry]]:
         head, _, body = path.read_bytes().partition(b"\n")
         if head.decode() != f"{code} {zlib.crc32(body)}":
             return {}, {}
-        values = json.loads(body)
+        values = read_json(body)
         return values["base"], {name: _Entry(*entry) for name, entry in values["runs"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}, {}
 
 
@@ -175,6 +177,7 @@ def _save(path: Path, code: str, base: dict[str, Any], entries: dict[str, _Entry
         write_atomically(path, f"{code} {zlib.crc32(body)}\n".encode() + body)
 
 
+@functools.cache
 def _code() -> str:
     """Return a digest of the code: another version may understand a configuration otherwise, or know more of a run."""
     whole = hashlib.sha256()

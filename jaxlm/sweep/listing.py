@@ -81,11 +81,11 @@ class Columns:
         if len(ends) == 1:
             return ends[0]
         if ends:
-            raise ConfigError(f"{name!r} could be {', '.join(ends)}: name one of them")
+            raise ConfigError(f"{name!r:.200} could be {', '.join(ends)}: name one of them")
         near = suggest(name, [*self.known, *self.fields, *(field.rpartition(".")[2] for field in self.fields)])
         measured = [column for column in self.known if not column.startswith("train.") and column not in (*STANDARD, *FACTS)]
         raise ConfigError(
-            f"runs have no column {name!r}.{near} There are {', '.join([*STANDARD, *FACTS, *measured])}, train.NAME of the "
+            f"runs have no column {name!r:.80}.{near} There are {', '.join([*STANDARD, *FACTS, *measured])}, train.NAME of the "
             "last training row, and every field of an experiment, such as model.num_layers"
         )
 
@@ -105,7 +105,7 @@ def keep_where(rows: Sequence[Row], conditions: Iterable[str], columns: Columns)
         parts = re.fullmatch(r"\s*([^\s=!<>~]+)\s*(==|!=|<=|>=|=|<|>|~)\s*(.*?)\s*", condition, re.DOTALL)
         if not parts:
             raise ConfigError(
-                f"{condition!r} is no condition: write a column, one of {' '.join(_OPERATORS)}, and a value: 'loss < 3.2'"
+                f"{condition!r:.200} is no condition: write a column, one of {' '.join(_OPERATORS)}, and a value: 'loss < 3.2'"
             )
         column, sign, text = columns.find(parts[1]), parts[2].replace("==", "="), parts[3]
         wanted = text if sign == "~" else _literal(text, column)
@@ -118,7 +118,7 @@ def _literal(text: str, column: str) -> Any:
     words = {"true": True, "false": False, "none": None, "null": None}
     if text.lower() in words:
         return words[text.lower()]
-    if column in ("age", "seconds") and (parts := re.fullmatch(r"([\d.]+)([smhdw])", text)):
+    if column in ("age", "seconds") and (parts := re.fullmatch(r"(\d+\.?\d*|\.\d+)([smhdw])", text)):
         return float(parts[1]) * _UNITS[parts[2]]
     try:
         return float(text)
@@ -139,7 +139,7 @@ def _holds(value: Any, sign: str, wanted: Any, text: str, condition: str) -> boo
         except ValueError:
             if sign in ("=", "!="):
                 return sign == "!="
-            raise ConfigError(f"{condition!r} compares a number with the text {wanted!r}") from None
+            raise ConfigError(f"{condition!r:.200} compares a number with the text {wanted!r:.200}") from None
     if not isinstance(value, (int, float)):
         value, wanted = _text(value), text.strip("'\"")
     return _OPERATORS[sign](value, wanted)

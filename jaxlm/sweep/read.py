@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from jaxlm.config import read_json
 from jaxlm.data.storage import write_atomically
 from jaxlm.errors import ConfigError, suggest
 from jaxlm.experiment_file import call_function
@@ -188,7 +189,7 @@ def read_record(folder: Path) -> Record:
     """Return the record of the sweep in a folder; ConfigError where there is none, or none that can be read."""
     path = folder / RECORD
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path.read_bytes())
         texts = {name: str(values[name]) for name in ("name", "about", "file", "control", "code", "time")}
         entries = [
             Entry(
@@ -201,12 +202,14 @@ def read_record(folder: Path) -> Record:
             )
             for v in values["trials"]
         ]
+        if texts["control"] not in (entry.arm for entry in entries):
+            raise ValueError(f"its control {texts['control']!r} is no arm of it")
     except (FileNotFoundError, NotADirectoryError) as fault:
         near = suggest(folder.name, [p.parent.name for p in folder.parent.glob(f"*/{RECORD}")])
         raise ConfigError(
             f"{folder} is not a sweep's folder: it has no {RECORD}.{near} `jaxlm sweep FILE.py` makes one"
         ) from fault
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as fault:
         raise ConfigError(
             f"{path} cannot be read as a sweep's record ({type(fault).__name__}: {fault}): run the sweep again"
         ) from fault

@@ -10,6 +10,7 @@ from jaxlm.config import flatten
 from jaxlm.data.data_config import DataConfig
 from jaxlm.data.prepare import data_key
 from jaxlm.experiment import FREE_FIELDS, Experiment
+from jaxlm.function_file import identity
 from jaxlm.run.sources import code_digest
 from jaxlm.train.checkpoint import CHECKSUMS, saved_steps
 
@@ -45,7 +46,7 @@ def recipe(experiment: Experiment, keys: dict[DataConfig, str] | None = None) ->
 
 def deciding(experiment: Experiment) -> dict[str, Any]:
     """Return the dotted fields that results depend on, and their plain values."""
-    return {name: value for name, value in flatten(experiment).items() if not name.startswith(FREE_FIELDS)}
+    return {name: identity(value) for name, value in flatten(experiment).items() if not name.startswith(FREE_FIELDS)}
 
 
 def versions_of(runs: Path, name: str) -> Iterator[Path]:

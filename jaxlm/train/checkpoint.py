@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +12,8 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from jaxlm.config import read_json
+from jaxlm.data.storage import write_atomically
 from jaxlm.errors import CheckpointError
 from jaxlm.train.saved import saved_steps
 from jaxlm.train.step import TrainState
@@ -89,11 +90,14 @@ class CheckpointWriter:
             raise self._explain(fault) from fault
 
     def close(self) -> None:
-        """Finish writing and let go of the folder."""
+        """Finish writing and let go of the folder; CheckpointError where a save failed."""
         try:
             self.wait()
         finally:
-            self._orbax.close()
+            try:
+                self._orbax.close()
+            except Exception as fault:  # it raises once more what a save has failed with
+                raise self._explain(fault) from fault
 
     def _explain(self, fault: BaseException) -> CheckpointError:
         free = shutil.disk_usage(self.folder).free / 2**20
@@ -200,7 +204,7 @@ def fingerprint(folder: Path, step: int) -> str:
     """Return a hash of the files of the checkpoint at `step`; CheckpointError where there is none that can be read."""
     path = folder / str(step)
     try:
-        sums = json.loads((path / CHECKSUMS).read_text()) if (path / CHECKSUMS).exists() else _checksums(path)
+        sums = read_json((path / CHECKSUMS).read_bytes()) if (path / CHECKSUMS).exists() else _checksums(path)
     except (OSError, ValueError) as fault:
         raise CheckpointError(f"checkpoint {path} cannot be read: {fault}") from fault
     return hashlib.blake2b(json.dumps(sums, sort_keys=True).encode(), digest_size=16).hexdigest()
@@ -249,17 +253,11 @@ def set_aside(folder: Path, step: int) -> Path:
 
 def write_checksums(path: Path) -> None:
     """Record size and hash of every file of a finished checkpoint, so that later damage is noticed."""
-    sums = _checksums(path)
-    temporary = path / f".{CHECKSUMS}"
-    with temporary.open("w") as out:
-        json.dump(sums, out)
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.rename(path / CHECKSUMS)
+    write_atomically(path / CHECKSUMS, json.dumps(_checksums(path)))
 
 
 def _checksums(path: Path) -> dict[str, list[Any]]:
-    files = [f for f in sorted(path.rglob("*")) if f.is_file() and f.name not in (CHECKSUMS, f".{CHECKSUMS}")]
+    files = [f for f in sorted(path.rglob("*")) if f.is_file() and not f.name.startswith((CHECKSUMS, f".{CHECKSUMS}"))]
     return {str(f.relative_to(path)): [f.stat().st_size, _hash(f)] for f in files}
 
 
@@ -268,11 +266,11 @@ def damage(path: Path) -> str | None:
     if not path.is_dir():
         return "the folder is missing"
     try:
-        sums = json.loads((path / CHECKSUMS).read_text())
+        sums = read_json((path / CHECKSUMS).read_bytes())
         entries = [(str(name), int(size), str(digest)) for name, (size, digest) in sums.items()]
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError, OverflowError):
         return f"{CHECKSUMS} cannot be read"
     for name, size, digest in entries:
         file = path / name

@@ -45,8 +45,13 @@ class OptimizerConfig:
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Return learning rate as a function of the step, or raise ConfigError where the warm-up leaves no step over."""
+    """Return learning rate as a function of the step, or raise ConfigError where it has not the steps that it takes."""
     warmup, peak = config.warmup_steps, config.learning_rate
+    if warmup > steps and config.schedule == "constant":
+        raise ConfigError(
+            f"optimizer.warmup_steps = {warmup} never reaches the learning rate in steps = {steps}: set it to {steps} at most, "
+            f"for example {steps // 10}"
+        )
     if warmup >= steps and config.schedule != "constant":
         raise ConfigError(
             f"optimizer.warmup_steps = {warmup} leaves none of steps = {steps} to the {config.schedule} schedule: "
@@ -59,7 +64,13 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
         after = optax.linear_schedule(peak, final, rest)
     elif config.schedule == "wsd":
         decay = max(1, round(steps * config.decay_fraction))
-        after = optax.linear_schedule(peak, final, decay, transition_begin=max(0, rest - decay))
+        if decay > rest:
+            raise ConfigError(
+                f"optimizer.decay_fraction = {config.decay_fraction:g} decays over {decay} of steps = {steps}, and "
+                f"warmup_steps = {warmup} leaves {rest}: set --optimizer.decay-fraction to "
+                f"{math.floor(1000 * rest / steps) / 1000:g} at most, or --optimizer.warmup-steps to {steps - decay}"
+            )
+        after = optax.linear_schedule(peak, final, decay, transition_begin=rest - decay)
     elif config.schedule == "inverse_sqrt":
         after = _inverse_sqrt(peak, max(warmup, 1))
     else:

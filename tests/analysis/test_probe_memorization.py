@@ -105,5 +105,5 @@ def test_faults_of_a_file_name_it(tmp_path):
     with pytest.raises(DataError, match='"candidates" must be a list of texts'):
         probe(view, MemorizationConfig(texts=str(path)))
     path.write_text("not json")
-    with pytest.raises(DataError, match=r"planted\.jsonl:1 is no JSON object"):
+    with pytest.raises(DataError, match=r"planted\.jsonl:1 is not JSON"):
         probe(view, MemorizationConfig(texts=str(path)))

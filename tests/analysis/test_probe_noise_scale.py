@@ -47,6 +47,9 @@ def test_routers_have_no_part_and_pairs_no_noise():
     labels = SimpleNamespace(data=SimpleNamespace(form="labels"))
     with pytest.raises(NotSuited, match="rows of labels"):
         probe(View.of({0: params}, config, rows, experiment=labels), NoiseScaleConfig())
+    own = SimpleNamespace(data=SimpleNamespace(form="text"), objective="mine.py:loss")
+    with pytest.raises(NotSuited, match="objective = 'mine.py:loss'"):
+        probe(View.of({0: params}, config, rows, experiment=own), NoiseScaleConfig())
 
 
 def test_noise_alone_has_no_scale():

@@ -145,7 +145,7 @@ def test_sweeps_that_are_damaged_or_not_begun(run, sizes, tmp_path, capsys, monk
             {"arm": arm, "seed": 0, "changes": {}, "control": False, "run": f"../{arm}", "digest": arm}
             for arm in ("run", "new")
         ]
-        record = dict.fromkeys(("name", "about", "file", "control", "code", "time"), "") | {"trials": trials}
+        record = dict.fromkeys(("name", "about", "file", "control", "code", "time"), "") | {"trials": trials, "control": "run"}
         (folder / "sweep.json").write_text(text or json.dumps(record))
     assert main(["analyze", str(tmp_path / "good"), "--probes", str(sizes)]) == 0
     assert f"not yet: {tmp_path / 'new'} has no checkpoint" in capsys.readouterr().err

@@ -239,7 +239,7 @@ def test_damage_is_named(tmp_path, fault):
     change, words = DAMAGES[fault]
     text = _damaged(json.loads((folder / "tokenizer.json").read_text()), change)
     (folder / "tokenizer.json").write_text(text[:-40] if words == "cut" else text)
-    with pytest.raises(DataError, match="damaged or no JSON" if words == "cut" else words):
+    with pytest.raises(DataError, match="is not JSON" if words == "cut" else words):
         tokenizer_from_hugging_face(folder)
 
 

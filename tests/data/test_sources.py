@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import sys
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 import zstandard
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from jaxlm.data import readers
+from jaxlm.data.example_rows import read_jsonl_rows
 from jaxlm.data.fingerprint import ContentHashes
 from jaxlm.data.sources import parse_source
 from jaxlm.errors import ConfigError, DataError
@@ -86,6 +89,24 @@ def test_json_lines(tmp_path, ending):
     path.write_bytes(pack(content[:half]) + pack(content[half:]))  # two gzip members or zstandard frames
     assert texts(f"jsonl:{path}") == TEXTS
     assert texts(f"jsonl:{path}#body") == [text.upper() for text in TEXTS]
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
+def test_a_long_line_stands_for_itself_alone(tmp_path, monkeypatch, ending):
+    monkeypatch.setattr(readers, "_LONGEST_LINE", 1000)
+    monkeypatch.setattr(readers, "_CHUNK", 300)
+    content = json_lines([{"text": text} for text in ("a", "b" * 2000, "c")])
+    pack = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[ending]
+    path = tmp_path / f"x.jsonl{ending}"
+    path.write_bytes(pack(content))
+    found = list(readers.read_jsonl(path, "x"))
+    assert [found[0].text, found[2].text] == ["a", "c"] and len(found) == 3
+    if ending:  # as a bomb has it: what is on disk is small
+        assert re.search(r"line 2 has 2,012 bytes, and of a compressed file none may have more than .*skip", str(found[1]))
+    else:
+        assert len(found[1].text) == 2000
+    rows = list(read_jsonl_rows(path, "x"))
+    assert isinstance(rows[1], DataError) == bool(ending) and rows[2].id == "x:3"
 
 
 def test_array_record(tmp_path):

@@ -1,9 +1,12 @@
 """Where prepared data lies, what its configuration may say, and how a system that refuses to write is reported."""
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +20,7 @@ def test_fields_are_checked():
         ("sources", ()): "name at least one",
         ("weights", (1.0, 2.0)): "2 numbers for 1 sources",
         ("weights", (0.0,)): "must all be above 0",
-        ("weights", (float("nan"),)): "must all be above 0",
+        ("weights", (float("nan"),)): "must be a number, not NaN",
     }.items():
         with pytest.raises(ConfigError, match=message):
             DataConfig(**dict([fields]))
@@ -67,3 +70,52 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write_atomically(tmp_path / "x", b"after")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("x", b"before")]
+
+
+def test_what_killed_writers_leave_does_not_gather(tmp_path):
+    program = (
+        "import os, sys, pathlib, jaxlm.data.storage as storage\n"
+        "storage.os.replace = lambda *_: os.kill(os.getpid(), 9)\n"
+        "storage.write_atomically(pathlib.Path(sys.argv[1]), 'lost' * 9)"
+    )
+    for _ in range(2):
+        assert subprocess.run([sys.executable, "-c", program, str(tmp_path / "x")]).returncode == -9
+        assert [path.name for path in tmp_path.iterdir()] == ["x.tmp"]
+    write_atomically(tmp_path / "x", "whole")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("x", "whole")]
+
+
+def test_writers_of_one_file_do_not_get_in_each_others_way(tmp_path):
+    def write(number):
+        for _ in range(15):
+            write_atomically(tmp_path / "x", str(number) * 5000)
+            assert len(set((tmp_path / "x").read_text())) == 1
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_written_where_a_file_system_knows_no_locks(tmp_path, monkeypatch, code):
+    def refuse(file, how):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    write_atomically(tmp_path / "x", "whole")
+    assert (tmp_path / "x").read_text() == "whole" and [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_written_beside_what_a_process_of_another_user_left(tmp_path, monkeypatch):
+    (tmp_path / "x.tmp").write_text("another's")
+    opened = Path.open
+
+    def refuse(path, *how, **options):
+        if path.name == "x.tmp":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, *how, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    write_atomically(tmp_path / "x", b"whole")
+    monkeypatch.undo()
+    assert (tmp_path / "x").read_bytes() == b"whole" and {path.name for path in tmp_path.iterdir()} == {"x", "x.tmp"}

@@ -1,21 +1,16 @@
 """Our reader and writer of safetensors against the format's own library, and against files that lie."""
 
 import json
-import tempfile
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from pretrained import damaged, fixture, write_folder
 
 from jaxlm.errors import ConfigError, JaxlmError
 from jaxlm.interop.safetensors import INDEX, SINGLE, SafeTensors
 from jaxlm.interop.safetensors_writer import write_safetensors
-from jaxlm.interop.source import open_pretrained
 
 rng = np.random.default_rng(0)
 ARRAYS = {
@@ -91,7 +86,7 @@ DATA = bytes(48)
 LIES = {
     "announce a header of": b"\xff" * 8 + b"{}",
     "cut short or no safetensors": b"abc",
-    "not valid JSON|no valid JSON": file_of(b'{"a": '),
+    "is not JSON": file_of(b'{"a": '),
     "stands there twice": file_of(b'{"a": {"dtype":"F32","shape":[0],"data_offsets":[0,0]}, "a": {}}'),
     "no JSON object": file_of([1]),
     "no dtype, shape and": file_of({"a": {"dtype": "F32"}}),
@@ -106,7 +101,7 @@ LIES = {
     "b leaves a gap after a": file_of({"a": entry([4], 0, 16), "b": entry([4], 20, 36)}, bytes(36)),
     "missing": file_of({"a": entry([10**12, 10**12], 0, 4 * 10**24)}, DATA),
     "whose name takes": file_of({"a" * 2000: entry([4], 0, 16)}, bytes(16)),
-    "no valid JSON: maximum recursion": file_of(b'{"a":' + b"[" * 100_000),
+    "is nested too deeply": file_of(b'{"a":' + b"[" * 100_000),
 }
 
 
@@ -155,38 +150,3 @@ def test_pickles_are_refused_with_a_way_out(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     with pytest.raises(JaxlmError, match=r"can run any code(.|\n)*save_pretrained"):
         SafeTensors(tmp_path)
-
-
-WHOLE = safetensors.numpy.save(ARRAYS)
-
-
-@settings(max_examples=1000)
-@given(damaged(WHOLE))
-def test_damage_is_an_error_or_harmless(content):
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / SINGLE
-        path.write_bytes(content)
-        try:
-            found = SafeTensors(path)
-            for name in found.shapes():
-                assert found.read(name).nbytes <= len(content)
-        except JaxlmError:
-            pass
-
-
-with tempfile.TemporaryDirectory() as _folder:
-    _source = write_folder(Path(_folder) / "model", *fixture("llama"), 50_000)
-    FILES = {path.name: path.read_bytes() for path in sorted(_source.iterdir())}
-
-
-@settings(max_examples=300)
-@given(st.sampled_from(sorted(FILES)).flatmap(lambda name: st.tuples(st.just(name), damaged(FILES[name]))))
-def test_a_folder_with_a_damaged_file_is_an_error_or_harmless(change):
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in (FILES | dict([change])).items():
-            (Path(folder) / name).write_bytes(content)
-        try:
-            found = open_pretrained(folder)
-            assert found.model.hidden_size == 32
-        except JaxlmError:
-            pass

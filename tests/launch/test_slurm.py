@@ -10,12 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-
-from jaxlm.run.metrics import read_rows
+from records import facts
 
 SCRIPT = Path(__file__).with_name("slurm.sh")
 STEPS = 48
-TIMES = {"tokens_per_second", "step_seconds", "data_wait_seconds"}
 MISSING = [name for name in ("slurmctld", "slurmd", "munged", "sbatch") if shutil.which(name) is None]
 pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"Slurm is not installed here (no {', '.join(MISSING)}): .ci/slurm installs it"),
@@ -62,11 +60,6 @@ def wait(what, condition, seconds=300):
         time.sleep(0.05)
 
 
-def facts(folder):
-    rows = read_rows(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else []
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows if row["split"] != "goodput"]
-
-
 def job_of(folder):
     return json.loads((folder / "launch" / "job.json").read_text())["id"]
 
@@ -83,6 +76,8 @@ def state(job):
 def test_a_requeued_job_ends_with_the_rows_of_an_uninterrupted_one(cluster, tiny, tmp_path):
     file, folder = tiny(STEPS), tmp_path / "requeued"
     settings = ("--env", "XLA_FLAGS=--xla_backend_optimization_level=0", "--env", f"JAXLM_CACHE={tmp_path}/cache")
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        settings += ("--env", f"{name}={os.environ[name]}")
     launch(file, folder, "--on", "slurm", "--nodes", 2, "--mesh.cpu-devices", 1, *settings)
     job = job_of(folder)
     wait("the first step", lambda: len(facts(folder)) >= 1 or state(job) == "FAILED")

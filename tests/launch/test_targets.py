@@ -14,7 +14,9 @@ from jaxlm.cli import main
 from jaxlm.config import from_dict
 from jaxlm.experiment import Experiment
 from jaxlm.experiment_file import load_experiment
+from jaxlm.function_file import full_digest
 from jaxlm.launch.job import SECRET
+from jaxlm.launch.jobs import _progress
 from jaxlm.launch.start import TARGETS, target_of
 
 STAGES = {
@@ -296,6 +298,13 @@ REFUSALS = {
     "no setting": (("--on", "local", "--env", "COLOUR"), "NAME=VALUE"),
     "the launcher's own setting": (("--on", "local", "--env", "JAXLM_COORDINATOR=x:1"), "leave it out"),
     "a missing script": (("--on", "slurm", "--setup", "/no/such.sh"), "there is no such file"),
+    "a run of another": (("--on", "local", "--init-from", "runs/nope"), "runs/nope is not a run directory"),
+    "a run of another on a cluster": (("--on", "slurm", "--init-from", "runs/nope"), "runs/nope is not a run directory"),
+    "a source of no kind": (("--on", "gke", *GKE, "--data.sources", "txt:book"), "unknown kind of source"),
+    "a missing source here": (("--on", "local", "--data.sources", "text:/no/book.txt"), "there is no such file"),
+    "a model that cannot learn": (
+        ("--on", "gke", *GKE, "--model.moe.num-experts", 4, "--model.moe.renormalize"), "--model.moe.no-renormalize",
+    ),
     "an option of another target": (("--on", "gke", *GKE, "--partition", "gpu"), "partition"),
 }  # fmt: skip
 
@@ -339,7 +348,7 @@ def test_a_resolved_configuration_is_an_experiment(tiny, tmp_path, capsys):
     saved = tmp_path / "config.json"
     saved.write_text(files["config.json"])
     assert load_experiment(saved).model.num_layers == 3
-    for text, words in (("{", "cannot be read as JSON"), ('{"nam": 1}', "Did you mean 'name'?"), ("[]", "must be an object")):
+    for text, words in (("{", "is not JSON"), ('{"nam": 1}', "Did you mean 'name'?"), ("[]", "must be an object")):
         saved.write_text(text)
         assert words in run(capsys, "diff", saved, saved)[2]
     assert "no experiment file" in run(capsys, "diff", tmp_path / "config.jsn", saved)[2]
@@ -354,6 +363,16 @@ def test_a_changed_configuration_is_refused_before_the_queue(tiny, tmp_path, cap
     arguments = ("launch", tiny(), "--run-dir", folder, "--on", "slurm", "--seed", 1, "--dry-run")
     assert "seed: 0 in the run, 1 now" in run(capsys, *arguments)[2]
     assert "JAXLM_TRAIN_ARGS=--allow-config-change" in run(capsys, *arguments, "--allow-config-change")[1]
+    other = (*arguments, "--allow-config-change", "--optimizer.kind", "lion")
+    assert "optimizer.kind cannot change" in run(capsys, *other)[2]
+    (folder / "run.json").write_text('{"starts": [{"imported": {"format": "gguf"}}]}')
+    assert "was imported" in run(capsys, *arguments)[2]
+
+
+def test_steps_are_those_of_whole_checkpoints(tmp_path):
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "70").write_text("no checkpoint")
+    assert _progress(tmp_path) == "5/?"
 
 
 def test_jobs_where_there_are_none(tmp_path, capsys):
@@ -368,3 +387,21 @@ def test_jobs_where_there_are_none(tmp_path, capsys):
 def test_python_of_this_environment_is_the_one_that_runs(tiny, tmp_path, capsys):
     _, commands = dry(capsys, tiny(), tmp_path / "run", "--processes", 2, "--devices", 2)
     assert commands.count(f"{sys.executable} ") == 2 and commands.count("JAXLM_PROCESS_ID=1") == 1
+
+
+def test_a_function_must_be_where_the_job_is(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rule = "def route(logits, token):\n    return logits\n"
+    (tmp_path / "rule.py").write_text(rule)
+    moe = ("--model.moe.num-experts", 2, "--model.moe.router")
+    status, _, said = run(
+        capsys, "launch", tiny(), "--on", "gke", "--run-dir", tmp_path / "run", *GKE, *moe, "rule.py:route", "--dry-run"
+    )
+    assert status == 2 and "the job does not get rule.py" in said and "/src/functions/rule.py:route" in said
+    _, commands = dry(capsys, tiny(), tmp_path / "run", "--on", "slurm", *moe, "rule.py:route")
+    assert f"JAXLM_TRUSTED={full_digest('rule.py:route')}" in commands and ",JAXLM_TRUSTED" in commands
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    monkeypatch.chdir(outside)
+    files, _ = dry(capsys, tiny(), tmp_path / "run", "--on", "gke", *GKE, *moe, f"{tmp_path}/rule.py:route")
+    assert full_digest(f"{tmp_path}/rule.py:route") in files["jobset.yaml"]

@@ -22,8 +22,11 @@ from models import batch_of, tiny
 from jaxlm.decode.cache import empty_cache
 from jaxlm.decode.forward import extend
 from jaxlm.decode.weights import prepare
+from jaxlm.errors import ConfigError
 from jaxlm.layout import Layout
 from jaxlm.model import moe, transformer
+from jaxlm.model.intervention import RouterIntervention, make_edit
+from jaxlm.model.moe_config import MoeConfig
 from jaxlm.objective import language_model
 from jaxlm.ops.masks import Tokens
 from jaxlm.run.score import row_logits
@@ -224,3 +227,29 @@ def test_accumulated_gradients_of_the_language_model_equal_the_large_batch():
     np.testing.assert_array_equal(parts[1].decisions.experts, whole[1].decisions.experts)
     for name in ("tokens", "load", "kept", "probability", "entropy", "gate", "z"):  # losses by microbatch, by design
         assert_near(getattr(parts[1].router, name), getattr(whole[1].router, name))
+
+
+def test_replay_follows_the_decisions_of_each_layer_where_some_are_dense():
+    config = tiny(num_layers=5, moe=MoeConfig(num_experts=4, dense_layers=(1,)))
+    assert config.moe_layers == (0, 2, 3, 4)
+    replayed = jnp.broadcast_to(jnp.arange(4)[:, None, None, None], (4, 2, 3, config.moe.experts_per_token))
+    edit = make_edit(RouterIntervention(replay="decisions"), config, jnp.zeros((2, 3), jnp.int32), replayed=replayed)
+    followed = jax.jit(lambda layer: edit("experts", layer, jnp.full(replayed.shape[1:], 9)))
+    assert [np.unique(followed(layer)).tolist() for layer in config.moe_layers] == [[0], [1], [2], [3]]
+
+
+CONTRADICTIONS = {
+    "replay, others": ({"replay": "decisions", "knock_out": (1,)}, "take out router.knock_out"),
+    "an expert out": ({"force_tokens": (5,), "force_expert": 1, "knock_out": (1,)}, "force_expert = 1 is knocked out"),
+    "random, forced": ({"random": True, "force_tokens": (5,)}, "take one out"),
+    "dropping nothing": ({"knock_out_by": "dropping"}, "name experts with router.knock_out"),
+    "forcing nothing": ({"force_expert": 1}, "name some with router.force_tokens"),
+    "where, not what": ({"layers": (0,)}, "not what"),
+}
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_interventions_that_contradict_themselves_are_refused(name):
+    fields, words = CONTRADICTIONS[name]
+    with pytest.raises(ConfigError, match=words):
+        RouterIntervention(**fields).check_model(sparse(num_experts=8))

@@ -54,8 +54,11 @@ def plan(file, *arguments):
 
 
 @needs_libtpu
-def test_a_plan_holds_the_state_and_names_what_moves_and_the_second_time_is_at_once(file, capsys):
+def test_a_plan_holds_the_state_and_names_what_moves_and_the_second_time_is_at_once(file, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     found = plan(file, "--topology", "v5e-4")
+    assert not list(tmp_path.iterdir())  # of all that the compiler noted down
     assert "taken as v5e:2x2" in capsys.readouterr().err
     assert found["fits"] and found["mesh"]["data"] == found["mesh"]["model"] == 2
     # Attention (4 x 1024 x 1024) and feed-forward (3 x 1024 x 4096) over four devices, and the embedding; norms are whole.
@@ -170,7 +173,7 @@ def test_overrides_change_fields_and_refuse_what_is_none(file, tmp_path):
     for text, message in (
         ('{"remt": "none"}', "no field 'remt'"),
         ('{"mesh": {"dta": 1}}', "no field 'dta'"),
-        ("{", "as JSON"),
+        ("{", "is not JSON"),
     ):
         path.write_text(text)
         with pytest.raises(ConfigError, match=message):

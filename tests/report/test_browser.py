@@ -49,7 +49,7 @@ def test_csv_is_the_record(browser, reported):
     records = {}
     for place in range(11):
         path = reported.sweep.parent / "trials" / f"{place:016x}"
-        records[str(path)] = [json.loads(line) for line in (path / "metrics.jsonl").open()]
+        records[str(path)] = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
     def values(run, split, name):
         return {row["step"] + (split == "train"): row[name] for row in records[run] if row["split"] == split}

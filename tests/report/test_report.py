@@ -70,7 +70,8 @@ def test_page_is_whole_and_asks_for_nothing(reported):
     assert len(page.ids) == len(set(page.ids))
     assert {"asked", "verdict", "configs", "curves", "routers", "probes", "cost", "provenance"} <= set(page.ids)
     assert all(address.startswith(("#", "data:")) for address in page.addresses)
-    assert {a[1:] for a in page.addresses if a.startswith("#")} <= set(page.ids)  # contents lead somewhere
+    contents = {a[1:] for a in page.addresses if a.startswith("#")}
+    assert contents and contents <= set(page.ids)  # they lead somewhere
     assert not {"iframe", "img", "object", "embed"} & set(page.tags)
     styles = "".join(re.findall(r"<style>(.*?)</style>", reported.text, re.DOTALL))
     assert styles and not re.search(r"@import|url\(", styles)
@@ -112,7 +113,9 @@ def test_trouble_is_said_loudly(reported):
 def test_figures_hold_the_record(reported):
     data = data_of(reported.text)
     run = data["runs"][4]
-    rows = [json.loads(line) for line in (reported.sweep.parent / "trials" / f"{4:016x}" / "metrics.jsonl").open()]
+    rows = [
+        json.loads(line) for line in (reported.sweep.parent / "trials" / f"{4:016x}" / "metrics.jsonl").read_text().splitlines()
+    ]
     losses = {row["step"] + 1: row["loss"] for row in rows if row["split"] == "train"}
     (arm,) = (a for a in data["metrics"]["train/loss"]["arms"] if a["arm"] == run["arm"])
     (seed,) = (s for s in arm["seeds"] if s["run"] == 4)
@@ -212,7 +215,7 @@ def test_broken_and_foreign_folders_stop_nothing(reported, tmp_path):
 def test_a_diverged_run_counts(tmp_path):
     sweep = write_sweep(tmp_path, {"one": 4, "two": 8}, seeds=2, steps=20, unfinished=False, probes=False)
     record = tmp_path / "trials" / f"{3:016x}" / "metrics.jsonl"
-    rows = [json.loads(line) for line in record.open()]
+    rows = [json.loads(line) for line in record.read_text().splitlines()]
     last = max(place for place, row in enumerate(rows) if row["split"] == "validation")
     rows[last]["loss"] = None
     record.write_text("".join(json.dumps(row) + "\n" for row in rows))

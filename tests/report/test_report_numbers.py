@@ -25,7 +25,7 @@ from jaxlm.report.verdict import table_of, verdicts
 def edit(folder, change):
     """Rewrite the rows of a run."""
     path = folder / "metrics.jsonl"
-    rows = [change(json.loads(line)) for line in path.open()]
+    rows = [change(json.loads(line)) for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows if row))
 
 

@@ -1,16 +1,23 @@
 """The command line as a newcomer meets it: every mistake is caught before a device is touched, and says the fix."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from jaxlm.cli import COMMANDS, main
-from jaxlm.errors import ConfigError
+from jaxlm.config import to_dict
+from jaxlm.errors import CheckpointError, ConfigError
 from jaxlm.experiment import check_devices
 from jaxlm.experiment_file import load_experiment
+from jaxlm.model.moe import Decisions
 from jaxlm.model.moe_config import MoeConfig
+from jaxlm.run.decisions import write_decisions
+from jaxlm.run.preflight import check_runs
+from jaxlm.run.report import _held_out_facts
 
 
 def run(capsys, *arguments):
@@ -33,7 +40,7 @@ def no_devices(monkeypatch):
 
     monkeypatch.setattr(jax, "devices", touched)
     monkeypatch.setattr(jax, "device_count", touched)
-    for commands in ("training", "reading", "models"):
+    for commands in ("training", "reading", "models", "viewing"):
         monkeypatch.setattr(f"jaxlm.commands.{commands}.start_jax", lambda cpu_devices, join=False: None)
 
 
@@ -66,6 +73,16 @@ MISTAKES = {
         "--model.moe.allow-leaks",
     ),
     "an intervention without routers": (("--router.random",), "--model.moe.num-experts"),
+    "no name": (("--name", ""), "for example 'run'"),
+    "a name elsewhere": (("--name", "../a/b"), "for example 'a/b'"),
+    "a name that goes on a line": (("--name", "a\nb"), "for example 'ab'"),
+    "half a sine": (("--model.positions", "sinusoidal", "--model.hidden-size", "33", "--model.head-dim", "8"), "size 34"),
+    "a run that is not there": (("--init-from", "runs/nope"), "runs/nope is not a run directory"),
+    "decisions that are not there": (
+        ("--model.moe.num-experts", "4", "--router.replay", "/no/decisions"),
+        "--router.record writes one",
+    ),
+    "no folder for decisions": (("--model.moe.num-experts", "4", "--router.record", "/dev/null/out"), "it is not a folder"),
     "an expert that is not there": (("--model.moe.num-experts", "4", "--router.knock-out", "4"), "the experts are 0 to 3"),
 }
 
@@ -179,3 +196,68 @@ def test_data_commands(experiment_file, tmp_path, capsys):
     assert status == 0 and said.count("=== train row") == 3 and "--- document 1" in said
     status, said = run(capsys, "data", "tokenizer", experiment_file, tmp_path / "own.model")
     assert status == 0 and (tmp_path / "own.model").is_file()
+
+
+OPTIONS = {
+    "batches below none": (("eval", "RUN", "--batches", "-1"), "--batches -1 must be 0 or more"),
+    "rows below none": (("eval", "RUN", "--batch-size", "-1"), "--batch-size -1 must be 0 or more"),
+    "a split of a source": (("eval", "RUN", "--split", "train", "--source", "stdlib"), "give one of them"),
+    "devices below none": (("show", "FILE", "--devices", "-1"), "--devices -1 must be 0 or more"),
+    "workers below none": (("data", "prepare", "FILE", "--workers", "-1"), "--workers -1 must be 0 or more"),
+    "candidates of no search": (("plan", "FILE", "--topology", "v5e:1x1", "--candidates", "3"), "--candidates is of a search"),
+    "factors of no search": (("plan", "FILE", "--topology", "v5e:1x1", "--capacity-factors", "1"), "--capacity-factors is of"),
+    "a stage of a search": (("plan", "FILE", "--topology", "v5e:1x1", "--search", "--stage", "code"), "leave out --stage"),
+    "text for an array": (("score", "RUN", "--tokens", "FILE"), "is not a NumPy array file: np.save"),
+    "a run for an experiment": (("train", "RUN"), "config.json --run-dir"),
+    "a run for a model": (("import", "RUN", "--to", "OUT"), "is a run already"),
+    "a model for a run": (("chat", "MODEL"), "jaxlm import"),
+    "rows of a text": (("tokens", "RUN", "--text", "x", "--rows", "-1"), "--rows -1 must be 0 or more"),
+    "a folder of runs": (("watch", "RUNS"), "holds 2 runs or sweeps and is none itself"),
+}
+
+
+@pytest.mark.parametrize("mistake", OPTIONS)
+def test_options_that_cannot_be_say_the_fix(mistake, experiment_file, tmp_path, capsys, no_devices):
+    words, fix = OPTIONS[mistake]
+    for name in ("run", "other"):
+        (tmp_path / "runs" / name / "checkpoints").mkdir(parents=True)
+        for file in ("config.json", "run.json"):
+            (tmp_path / "runs" / name / file).write_text('{"starts": []}')
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
+    places = {"FILE": experiment_file, "RUN": tmp_path / "runs" / "run", "RUNS": tmp_path / "runs",
+              "MODEL": tmp_path / "model", "OUT": tmp_path / "out"}  # fmt: skip
+    status, said = run(capsys, *(places.get(word, word) for word in words))
+    assert status == 2 and fix in " ".join(said.split()) and "Traceback" not in said
+
+
+def test_a_run_that_is_needed_has_a_checkpoint_unless_this_one_has(experiment_file, tmp_path):
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    experiment = dataclasses.replace(load_experiment(experiment_file), init_from=str(begun))
+    (begun / "config.json").write_text(json.dumps(to_dict(experiment)))
+    with pytest.raises(CheckpointError, match="init_from = .*it has no checkpoint yet"):
+        check_runs(experiment, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "3").mkdir(parents=True)
+    check_runs(experiment, tmp_path / "run")
+
+
+def test_a_last_validation_that_was_not_finite_is_told():
+    names = ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected", "logps/chosen",
+             "logps/rejected")  # fmt: skip
+    for keys in (("loss", "perplexity", "bits_per_byte"), names):
+        first, last = {"step": 5, **dict.fromkeys(keys, 1.0)}, {"step": 9, **dict.fromkeys(keys)}
+        said = _held_out_facts(first, last)["validation loss"]
+        assert said.startswith("- ") and _held_out_facts(last, first)["validation loss"].startswith("1.0000")
+
+
+def test_decisions_that_cannot_be_written_are_told(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CheckpointError, match="what was recorded before is kept"):
+        write_decisions(tmp_path / "file" / "out", 0, Decisions(*np.zeros((3, 1, 1, 1, 1))), "hash")
+
+
+def test_data_of_which_nothing_is_held_out(experiment_file, tmp_path, capsys):
+    status, said = run(capsys, "data", "show", experiment_file, "--data.cache", tmp_path, "--data.validation-fraction", "0",
+                       "--split", "validation")  # fmt: skip
+    assert status == 2 and "nothing is held out: set --data.validation-fraction" in said

@@ -10,7 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from test_resume import TIMES, facts, kill_when
+from records import TIMES, facts, kill_when
 
 from jaxlm.cli import main
 from jaxlm.config import to_dict

@@ -163,7 +163,7 @@ def test_what_cannot_be_probed_says_the_fix_before_a_device_is_touched(run, tmp_
     assert "give --extend options too" in refused(capsys, *probe, "short")
     scaled = ("--extend.rope-scaling.kind", "yarn", "--extend.rope-scaling.factor", "4")
     assert "give one of --lengths up to 96" in refused(capsys, *probe, "short", "--lengths", "97", *scaled)
-    assert "--batch-size -1 must be 1 or more, or 0" in refused(capsys, *probe, "copy", "--batch-size", "-1")
+    assert "--batch-size -1 must be 0 or more" in refused(capsys, *probe, "copy", "--batch-size", "-1")
     assert "--stride 49 is more than a window of 48" in refused(capsys, *probe, "positions", "--stride", "49")
     assert "need rows of 65 or more, not 48" in refused(capsys, *probe, "copy", "--lengths", "48", "96")
     assert "take --extend.self-extend.group-size" in refused(capsys, *probe, "copy", "--lengths", "241", *GROUPED)

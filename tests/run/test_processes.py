@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+from records import facts
 
 from jaxlm.errors import ConfigError, ProcessError
 from jaxlm.experiment import CheckpointConfig, EvaluationConfig, SampleConfig
@@ -20,7 +21,6 @@ from jaxlm.run.loop import train
 from jaxlm.run.metrics import read_rows
 from jaxlm.run.processes import Settings, read_settings
 
-TIMES = {"tokens_per_second", "step_seconds", "data_wait_seconds"}
 STEPS = 12
 # As `small` makes it.
 EXPERIMENT = ["--steps", "12", "--checkpoint.every", "4", "--evaluation.every", "6", "--sample.tokens", "0"]
@@ -35,7 +35,7 @@ def free_port():
 @pytest.fixture(scope="module")
 def start(experiment_file, tmp_path_factory):
     """Return start(folder, *options, count, devices), which starts the processes of a run; each option may be one a process."""
-    cache, logs = tmp_path_factory.mktemp("programs"), tmp_path_factory.mktemp("logs")
+    logs = tmp_path_factory.mktemp("logs")
     started = []
 
     def start(folder, *options, count=2, devices=4):
@@ -46,7 +46,6 @@ def start(experiment_file, tmp_path_factory):
             command = [sys.executable, "-m", "jaxlm", "train", str(experiment_file), "--run-dir", str(folder), *EXPERIMENT]
             command += ["--mesh.cpu-devices", str(devices), "--log.no-tensorboard", *given]
             settings = {"JAXLM_COORDINATOR": where, "JAXLM_NUM_PROCESSES": str(count), "JAXLM_PROCESS_ID": str(index)}
-            settings |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
             with (logs / str(len(started))).open("w") as log:
                 process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | settings)
             started.append(process)
@@ -65,11 +64,6 @@ def ended(group, within):
     for process, _ in group:
         process.wait(max(0.0, until - time.monotonic()))
     return [process.returncode for process, _ in group], [log.read_text() for _, log in group]
-
-
-def facts(folder):
-    rows = [row for row in read_rows(folder / "metrics.jsonl") if row["split"] != "goodput"]
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
 
 
 def until_new_steps(folder, count, group):

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from records import facts
 
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.experiment_file import load_experiment
@@ -14,10 +15,8 @@ from jaxlm.model.intervention import RouterIntervention
 from jaxlm.model.moe_config import MoeConfig
 from jaxlm.run.evaluate import evaluate_run
 from jaxlm.run.loop import train
-from jaxlm.run.metrics import read_rows
 from jaxlm.run.open import opened
 
-TIMES = {"tokens_per_second", "step_seconds", "data_wait_seconds"}
 STEPS = 12
 
 
@@ -44,7 +43,7 @@ def recorded(experiment, tmp_path_factory):
 
 
 def rows_of(folder, split="train"):
-    return [{k: v for k, v in r.items() if k not in TIMES} for r in read_rows(folder / "metrics.jsonl") if r["split"] == split]
+    return [row for row in facts(folder) if row["split"] == split]
 
 
 def evaluated(capsys, folder, **router):
@@ -54,6 +53,7 @@ def evaluated(capsys, folder, **router):
 
 def test_every_row_tells_what_the_routers_did(recorded):
     rows = rows_of(recorded[0])
+    assert len(rows) == STEPS
     for name in ("dropped", "load_max", "load_cv", "entropy", "gate", "dead", "balance_loss", "z_loss"):
         assert all(len(row[f"router_{name}"]) == 1 for row in rows), name
     assert all(0 < row["router_dropped"][0] < 1 for row in rows)

@@ -276,7 +276,7 @@ def test_json_and_csv_have_numbers_in_full(runs, capsys, tmp_path):
     assert found["train"]["step"] == 29 and found["kind"] == "finished"
     out = tmp_path / "runs.csv"
     run(runs, "--csv", out, "--sort", "run", capsys=capsys)
-    rows = list(csv.DictReader(out.open()))
+    rows = list(csv.DictReader(out.read_text().splitlines()))
     assert float(rows[0]["loss"]) == 3 + 1 / 30 and rows[1]["loss"] == "" and rows[2]["model.hidden_size"] == "64"
     (runs / "a" / "metrics.jsonl").write_text('{"step": 30, "split": "validation", "loss": Infinity}\n')
     assert json.loads(run(runs, "--json", "--where", "run = a", capsys=capsys))[0]["loss"] is None

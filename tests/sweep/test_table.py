@@ -76,7 +76,7 @@ def test_it_is_written_in_three_forms(made):
     assert json.loads((folder / "table.json").read_text()) == table.numbers
     lines = (folder / "table.md").read_text().splitlines()
     assert len(lines) >= 5 and lines[3].startswith("| wide \\| tall | 3 |") and "validation accuracy minus control" in lines[0]
-    rows = list(csv.DictReader((folder / "table.csv").open()))
+    rows = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
     assert [row["arm"] for row in rows] == list(LOSSES)
     assert float(rows[1]["loss difference mean"]) == table.numbers["arms"][1]["metrics"]["loss"]["difference"]["mean"]
     assert float(rows[2]["accuracy mean"]) == 0.5

@@ -137,4 +137,13 @@ def test_a_failed_save_is_told_and_the_last_good_one_kept(tmp_path, monkeypatch)
     writer.save(fresh(2), 2, ABOUT)
     with pytest.raises(CheckpointError, match="No space left.*last good checkpoint is step 1"):
         writer.wait()
-    writer.close()
+
+    close = writer._orbax.close
+
+    def close_and_tell():  # as Orbax does with what a save in the background has failed with
+        close()
+        no_space(tmp_path)
+
+    monkeypatch.setattr(writer._orbax, "close", close_and_tell)
+    with pytest.raises(CheckpointError, match="No space left.*last good checkpoint is step 1"):
+        writer.close()

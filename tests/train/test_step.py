@@ -1,5 +1,6 @@
 """The train step: accumulation, the guard, optimizers on any mesh."""
 
+import dataclasses
 import functools
 
 import chex
@@ -175,3 +176,12 @@ def test_schedules(kind):
 def test_a_warmup_that_leaves_nothing_is_refused():
     with pytest.raises(ConfigError, match="set it below 50, for example 5"):
         schedule(OptimizerConfig(warmup_steps=50), 50)
+
+
+def test_a_schedule_that_never_arrives_is_refused():
+    late = OptimizerConfig(schedule="wsd", warmup_steps=60, decay_fraction=0.5)
+    with pytest.raises(ConfigError, match="--optimizer.decay-fraction to 0.4 at most, or --optimizer.warmup-steps to 50"):
+        schedule(late, 100)
+    assert float(schedule(dataclasses.replace(late, decay_fraction=0.4, learning_rate=1.0), 100)(100)) == pytest.approx(0.1)
+    with pytest.raises(ConfigError, match="set it to 50 at most"):
+        schedule(OptimizerConfig(schedule="constant", warmup_steps=51), 50)

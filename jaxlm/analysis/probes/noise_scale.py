@@ -105,6 +105,8 @@ def probe(view: View, settings: NoiseScaleConfig) -> dict[str, Measure]:
     """Return the noise scale of the whole model, and of each kind of weight."""
     if (form := view.experiment.data.form) in ("preferences", "labels"):
         raise NotSuited(f"rows of {form} are compared with each other: none has a loss, and a gradient, of its own")
+    if objective := view.experiment.objective:
+        raise NotSuited(f"objective = {objective!r} may hold for whole batches alone: its rows have no gradients that add up")
     counted = np.flatnonzero(view.rows.weights.any(axis=1))
     if len(counted) < 3:
         raise NotSuited(f"the noise scale needs three rows with targets or more, and there are {len(counted)}: --rows 8")

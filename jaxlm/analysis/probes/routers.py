@@ -15,6 +15,7 @@ from jaxlm.analysis.similarity import evenly, gram, pairwise
 from jaxlm.analysis.token_classes import CLASSES, in_context, spelled
 from jaxlm.analysis.view import View
 from jaxlm.config import Range, config
+from jaxlm.function_file import names_function
 from jaxlm.model import layers
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.layers import Mlp
@@ -118,6 +119,8 @@ def _load(choices: Choices, settings: MoeConfig, names: dict[str, list[str]]) ->
         "entropy": (-np.sum(p * np.log(np.maximum(p, 1e-30)), axis=-1).mean(axis=-1), "nats", "of the router's distribution"),
         "dropped": (dropped(choices, settings), "", "part of assignments without a place at the training capacity"),
     }
+    if names_function(settings.router):  # what distribution a rule makes of its logits, the logits do not tell
+        del of_layer["entropy"]
     about = "share of the assignments that an expert gets, before dropping"
     found = {name: Measure(values, ("layer",), names, *rest) for name, (values, *rest) in of_layer.items()}
     (dead, *_), (busiest, *_) = of_layer["dead"], of_layer["load_max"]

@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxlm.config import to_dict
 from jaxlm.errors import ConfigError
+from jaxlm.function_file import names_function
 from jaxlm.interop.families.fields import Fields
 from jaxlm.interop.families.rope import with_plain_base
 from jaxlm.interop.table import Table, Tensors, check_tensors, settle, tied_apart
@@ -67,7 +68,7 @@ class Family:
         for name, value in wanted.items():
             if found.get(name) != value:
                 raise ConfigError(
-                    f"{self.architecture} cannot hold {name} = {value!r}: models of that family have {found.get(name)!r}"
+                    f"{self.architecture} cannot hold {name} = {value!r:.200}: models of that family have {found.get(name)!r}"
                 )
         return fields
 
@@ -102,6 +103,12 @@ def check_as_trained(model: ModelConfig) -> None:
             "no configuration of transformers can hold model.self_extend: Self-Extend is a way of reading a trained model, and "
             "another program would read it without. Export the model as it was trained, model.self_extend.window_size = 0"
         )
+    for name, value in (("positions", model.positions), ("moe.router", model.moe.router)):
+        if names_function(value):
+            raise ConfigError(
+                f"no configuration of transformers can hold model.{name} = {value!r}, a function of your own: such a model "
+                "is read by jaxlm alone"
+            )
 
 
 def function_of(model: ModelConfig) -> dict[str, Any]:

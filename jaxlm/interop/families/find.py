@@ -25,7 +25,7 @@ def family_of(config_json: Mapping[str, Any]) -> Family:
     if not isinstance(named, str) or named not in by_type:
         known = [name for family in FAMILIES for name in family.model_types]
         hint = suggest(named, known) if isinstance(named, str) else ""
-        raise ConfigError(f"config.json: model_type = {named!r} is none that jaxlm reads: {', '.join(known)}.{hint}")
+        raise ConfigError(f"config.json: model_type = {named!r:.80} is none that jaxlm reads: {', '.join(known)}.{hint}")
     return by_type[named]
 
 
