@@ -6,11 +6,12 @@ Prints tokens a second of reading alone (shuffled batches with their content has
 experiment's own compiled step), round by round, and their ratio.
 """
 
-import statistics
+import sys
 import time
 from pathlib import Path
 
 import jax
+import record
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -24,13 +25,14 @@ from jaxlm.run.setup import set_up
 from jaxlm.train.step import init_state
 
 
-def main(file: tyro.conf.Positional[Path], /, rounds: int = 5, seconds: float = 3.0) -> None:
+def main(file: tyro.conf.Positional[Path], /, rounds: int = 5, seconds: float = 3.0, json: Path | None = None) -> int:
     """Compare reading with training.
 
     Args:
         file: The experiment.
         rounds: How often each takes its turn.
         seconds: Length of a turn.
+        json: Write everything measured here.
     """
     experiment = load_experiment(file)
     jax.config.update("jax_num_cpu_devices", experiment.mesh.cpu_devices)
@@ -61,9 +63,12 @@ def main(file: tyro.conf.Positional[Path], /, rounds: int = 5, seconds: float = 
         table.add_column(column, justify="right")
     for number, (delivered, consumed) in enumerate(speeds, 1):
         table.add_row(str(number), f"{delivered:,.0f}", f"{consumed:,.0f}", f"{delivered / consumed:.0f}")
-    table.add_row("median", "", "", f"{statistics.median(a / b for a, b in speeds):.0f}")
+    delivered, consumed = map(list, zip(*speeds, strict=True))
+    result = record.compared("delivered / consumed", delivered, consumed, "tokens/s", "higher")
+    table.add_row("median", "", "", f"{result['ratio']:.0f}")
     Console().print(table)
+    return record.finish("data", [result], json, experiment=experiment.name)
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    sys.exit(tyro.cli(main))

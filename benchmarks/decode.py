@@ -10,30 +10,20 @@ that of 1; both sides say which tokens came first, and they must be the same.
 """
 
 import argparse
-import json
+import dataclasses
 import platform
 import shlex
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-HERE = Path(__file__).parent
+import paired
+import record
+from drawn import drawn_params
+from machine import threads
+
 COMPARISONS = (("decode", 1, 64), ("decode", 8, 64), ("prefill", 1, 512))
-
-
-def drawn(shapes):
-    """Return weights by name, drawn in the order of the names; `generate_torch.py` has the same."""
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    scale = {1: 0.1, 2: 0.04}
-    return {
-        name: rng.standard_normal(shape, np.float32) * scale[len(shape)] + (len(shape) == 1)
-        for name, shape in sorted(shapes.items())
-    }
 
 
 class Side:
@@ -49,8 +39,6 @@ class Side:
         from jaxlm.decode.generate import Request
         from jaxlm.decode.sampling import Sampling
         from jaxlm.decode.weights import prepare
-        from jaxlm.interop import table as tables
-        from jaxlm.interop.families.find import family_for
         from jaxlm.layout import Layout, make_mesh
         from jaxlm.model import transformer
         from jaxlm.model.config import ModelConfig
@@ -64,16 +52,9 @@ class Side:
         ).for_platform("cpu")  # fmt: skip
         self.layout = Layout(batch=None)
         jax.set_mesh(make_mesh({}, jax.devices()[:1]))
-        table = family_for(self.config).table(self.config)
-        weights = drawn(dict(tables.their_tensors(table, self.config)))
-        spec = transformer.spec(self.config)
-        leaves = [
-            jax.device_put(tables.leaf_part(table, self.config, name, (slice(None),) * len(leaf.shape), weights.__getitem__))
-            for name, leaf in param.named_leaves(spec).items()
-        ]
-        is_leaf = lambda x: isinstance(x, param.Param)  # noqa: E731
-        self.weights = prepare(jax.tree.unflatten(jax.tree.structure(spec, is_leaf=is_leaf), leaves), self.config, self.layout)
-        self.parameters = param.count(spec)
+        params = jax.device_put(drawn_params(self.config))
+        self.weights = prepare(params, self.config, self.layout)
+        self.parameters = param.count(transformer.spec(self.config))
         prompts = np.random.default_rng(1).integers(3, arguments.vocab, (arguments.batch, arguments.prompt))
         self.requests = [Request(prompt=prompt.tolist(), sampling=Sampling(temperature=0.0)) for prompt in prompts]
         self.tokens: list[int] = []
@@ -107,36 +88,46 @@ class Side:
                 speeds.append(arguments.batch * arguments.prompt / self.prefilled())
         return {
             "tokens_per_second": round(statistics.median(speeds), 2), "program": "jaxlm generate",
-            "parameters": self.parameters, "first_tokens": self.tokens,
+            "parameters": self.parameters, "first_tokens": self.tokens, "threads": threads(),
             "versions": {"python": platform.python_version(), "jax": jax.__version__},
         }  # fmt: skip
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    """Run every comparison; return how many failed."""
-    failed = 0
+    """Run every comparison; return 1 where one fails, the sides make different tokens, or a bar is missed."""
+    results, turns, others, failure = [], {}, {}, None
     for what, batch, prompt in COMPARISONS:
+        label = label_of(what, batch, prompt)
         shape = f"--serve --what {what} --batch {batch} --prompt {prompt} --kv-heads {arguments.kv_heads}"
-        print(f"\n{what}, batch {batch}, prompts of {prompt} tokens, {arguments.kv_heads} key-value heads", flush=True)
-        command = [
-            sys.executable, str(HERE / "paired.py"), "--names", "jaxlm,transformers", "--rounds", str(arguments.rounds),
-            "--seconds", str(arguments.seconds), "--a", f"{shlex.quote(sys.executable)} {shlex.quote(__file__)} {shape}",
-            "--b", f"{arguments.yardstick} {shape}",
-        ]  # fmt: skip
-        with tempfile.TemporaryDirectory() as folder:
-            record = Path(folder) / "record.json"
-            failed += subprocess.run([*command, "--json", str(record)], check=False).returncode != 0
-            failed += not same_tokens(record)
-    return failed
+        ours = f"{shlex.quote(sys.executable)} {shlex.quote(__file__)} {shape}"
+        found = paired.compare(
+            [("jaxlm", ours), ("transformers", f"{arguments.yardstick} {shape} --threads {threads()}")],
+            rounds=arguments.rounds, seconds=arguments.seconds, label=label,
+        )  # fmt: skip
+        failure = found.failure or unlike(found)
+        if failure:
+            break
+        paired.show(paired.summarise(["jaxlm", "transformers"], found.used), "transformers")
+        results.append(record.compared(
+            label, found.values("jaxlm"), found.values("transformers"), "tokens/s", "higher", disturbed=not found.enough
+        ))  # fmt: skip
+        turns[label] = [dataclasses.asdict(turn) for turn in found.rounds]
+        others |= {name: found.rounds[-1].answers["transformers"]["versions"][name] for name in ("torch", "transformers")}
+    return record.finish(
+        "decode", results, arguments.json, failure=failure, judged=arguments.kv_heads == 6, more_versions=others,
+        seconds=arguments.seconds, turns=turns,
+    )  # fmt: skip
 
 
-def same_tokens(record: Path) -> bool:
-    """Whether both sides made the same first tokens in every round; otherwise the comparison is of different things."""
-    rounds = json.loads(record.read_text())["rounds"] if record.exists() else []
-    made = {tuple(answer["first_tokens"]) for turn in rounds for answer in turn["answers"].values()}
-    if len(made) != 1:
-        print(f"FAILED: the sides do not make the same tokens: {made}", file=sys.stderr)
-    return len(made) == 1
+def label_of(what: str, batch: int, prompt: int) -> str:
+    """Return what a comparison is called."""
+    return f"{what}, batch {batch}, {prompt} tokens"
+
+
+def unlike(found: paired.Comparison) -> str | None:
+    """Return what is wrong where the sides did not make the same first tokens in every round, or not with as many threads."""
+    made = {tuple(answer["first_tokens"]) for turn in found.rounds for answer in turn.answers.values()}
+    return f"the sides do not make the same tokens: {made}" if len(made) != 1 else paired.unlike_threads(found)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -148,6 +139,7 @@ def parse_arguments() -> argparse.Namespace:
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--seconds", type=float, default=6.0, help="length of each measurement")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything measured here")
     parser.add_argument("--what", choices=("decode", "prefill"), default="decode")
     parser.add_argument("--serve", action="store_true", help="measure ours on request from standard input")
     parser.add_argument("--yardstick", help="the command to compare with; without it ours alone is measured, once")

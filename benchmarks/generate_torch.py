@@ -1,8 +1,8 @@
 """The yardstick for generation on a CPU: transformers' `generate`, greedy, float32, its defaults otherwise.
 
-The model is a Llama of about 30M parameters whose weights are drawn from one NumPy seed, as `decode.py` draws them. Decoding
-is measured as the time of 1 + N new tokens less that of 1, so that reading the prompt does not count; prefill as one forward
-pass over a prompt that keeps its cache and computes the last token's logits alone.
+The model is a Llama of about 30M parameters whose weights are drawn from one NumPy seed, by `drawn.py`, as `decode.py`'s are.
+Decoding is measured as the time of 1 + N new tokens less that of 1, so that reading the prompt does not count; prefill as one
+forward pass over a prompt that keeps its cache and computes the last token's logits alone.
 
     pip install torch==2.13.0 transformers==5.23.0 --extra-index-url https://download.pytorch.org/whl/cpu
     python benchmarks/generate_torch.py --serve --what decode --batch 1
@@ -18,17 +18,9 @@ import time
 import numpy as np
 import torch
 import transformers
+from drawn import drawn
+from machine import threads
 from serving import serve
-
-
-def drawn(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Return weights by name, drawn in the order of the names; `decode.py` has the same."""
-    rng = np.random.default_rng(0)
-    scale = {1: 0.1, 2: 0.04}
-    return {
-        name: rng.standard_normal(shape, np.float32) * scale[len(shape)] + (len(shape) == 1)
-        for name, shape in sorted(shapes.items())
-    }
 
 
 class Side:
@@ -90,7 +82,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name, default in (
         ("vocab", 32000), ("width", 384), ("layers", 10), ("heads", 6), ("kv-heads", 6), ("intermediate", 1024),
-        ("batch", 1), ("prompt", 64), ("new", 64), ("threads", 2),
+        ("batch", 1), ("prompt", 64), ("new", 64), ("threads", threads()),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--what", choices=("decode", "prefill"), default="decode")

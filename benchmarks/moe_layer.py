@@ -16,7 +16,6 @@ With --serve one layer is measured on request.
 """
 
 import dataclasses
-import datetime
 import json
 import os
 import platform
@@ -32,8 +31,10 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 import paired
+import record
 import tyro
 from jax import Array
+from machine import processor, threads, usable_cpus
 from rich.console import Console
 from rich.table import Table
 from serving import serve
@@ -50,6 +51,11 @@ WARM_STEPS = 3
 # Each kind of layer, and the dense one that does as much a token; the dense ones are columns of their own in no table.
 OURS = {"top1": "dense", "top1-capacity": "dense", "top2": "dense-double"}
 TORCH = {"switch": "dense", "switch-capacity": "dense", "mixtral": "dense-gated", "mixtral-grouped": "dense-gated"}
+# Ours beside the layer of Hugging Face that drops and computes the same.
+AGAINST = {
+    "jaxlm top1": "torch switch", "jaxlm top1-capacity": "torch switch-capacity", "jaxlm top2": "torch mixtral-grouped"
+}  # fmt: skip
+BARRED_SIZES = (8, 64)
 Kind = Literal["dense", "dense-double", "top1", "top1-capacity", "top2"]
 
 
@@ -124,7 +130,7 @@ class Bench:
         return {
             "tokens_per_second": ROWS * LENGTH / median, "step_ms": 1e3 * median, "steps": len(times),
             "temporary_bytes": memory.temp_size_in_bytes if memory else None,
-            "program": f"jaxlm {self.kind}", "experts": self.experts,
+            "program": f"jaxlm {self.kind}", "experts": self.experts, "threads": threads(),
             "versions": {"python": platform.python_version(), "jax": jax.__version__, "jaxlib": jaxlib.__version__},
         }  # fmt: skip
 
@@ -138,89 +144,71 @@ def columns(with_torch: bool) -> dict[str, str]:
 def command_of(name: str, experts: int, torch: Path | None) -> str:
     """Return the command that serves the layer of a column or reference."""
     framework, kind = name.split()
-    program, python = Path(__file__), sys.executable
+    program, python, more = Path(__file__), sys.executable, []
     if framework == "torch":
-        program, python = program.with_name("moe_torch.py"), str(torch)
+        program, python, more = program.with_name("moe_torch.py"), str(torch), ["--threads", str(threads())]
     option = "--only" if framework == "jaxlm" else "--layer"
-    return shlex.join([python, str(program), option, kind, "--experts", str(experts), "--serve"])
+    return shlex.join([python, str(program), option, kind, "--experts", str(experts), *more, "--serve"])
 
 
-def compare(experts: int, arguments: Arguments) -> list[paired.Round]:
-    """Let all layers with this many experts, and their references, take turns; return the rounds that count."""
+def compare(experts: int, arguments: Arguments) -> paired.Comparison:
+    """Let all layers with this many experts, and their references, take turns."""
     wanted = columns(arguments.torch is not None)
-    children: list[paired.Child] = []
-    rounds: list[paired.Round] = []
-    try:
-        # A reference goes right before the layers that are measured against it.
-        for name in dict.fromkeys(name for column, dense in wanted.items() for name in (dense, column)):
-            print(f"{experts} experts: starting {name}", file=sys.stderr, flush=True)
-            children.append(paired.Child(name, command_of(name, experts, arguments.torch)))
-            children[-1].wait_ready(600.0)
-        while len(rounds) < 2 * arguments.rounds and len(calm_of(rounds, arguments)) < arguments.rounds:
-            rounds.append(paired.take_turns(children, arguments.seconds))
-            steps = "  ".join(f"{name} {answer['step_ms']:.0f} ms" for name, answer in rounds[-1].answers.items())
-            print(f"{experts} experts, round {len(rounds)}: {steps}", file=sys.stderr, flush=True)
-    finally:
-        for child in children:
-            child.close()
-    calm = calm_of(rounds, arguments)
-    if len(calm) >= arguments.rounds:
-        return calm
-    print(f"DISTURBED: {len(calm)} of {len(rounds)} rounds with {experts} experts were undisturbed, so all count", flush=True)
-    return rounds
+    # A reference goes right before the layers that are measured against it.
+    names = dict.fromkeys(name for column, dense in wanted.items() for name in (dense, column))
+    return paired.compare(
+        [(name, command_of(name, experts, arguments.torch)) for name in names],
+        rounds=arguments.rounds, seconds=arguments.seconds, disturbance=arguments.disturbance, label=f"{experts} experts",
+    )  # fmt: skip
 
 
-def calm_of(rounds: list[paired.Round], arguments: Arguments) -> list[paired.Round]:
-    """Return the rounds in which nobody else was busy."""
-    return [turn for turn in rounds if not turn.disturbed(arguments.disturbance)]
+def results_of(experts: int, found: paired.Comparison, wanted: dict[str, str]) -> list[dict[str, Any]]:
+    """Return each layer's throughput over its dense layer's in the same round, and ours over Hugging Face's."""
+    pairs = [*wanted.items(), *(pair for pair in AGAINST.items() if pair[1] in wanted)]
+    return [
+        record.compared(
+            f"{experts} experts: {name} / {other}", found.values(name), found.values(other), "tokens/s", "higher",
+            disturbed=not found.enough,
+        )
+        for name, other in pairs
+    ]  # fmt: skip
 
 
-def ratios(rounds: list[paired.Round], wanted: dict[str, str]) -> dict[str, dict[str, float]]:
-    """Return each column's throughput over its reference's in the same round: median, least and greatest."""
-
-    def speed(turn: paired.Round, name: str) -> float:
-        return turn.answers[name]["tokens_per_second"]
-
-    return {
-        column: paired.spread([speed(turn, column) / speed(turn, dense) for turn in rounds]) for column, dense in wanted.items()
-    }
-
-
-def report(arguments: Arguments) -> int:
-    """Compare all sizes, print the table, and return 1 if a layer failed."""
-    wanted, found, failure = columns(arguments.torch is not None), {}, None
-    for experts in arguments.sizes:
-        try:
-            found[experts] = compare(experts, arguments)
-        except paired.ChildFailed as error:
-            failure = str(error)
-            break
-    versions: dict[str, str] = {}
+def show(arguments: Arguments, found: dict[int, list[dict[str, Any]]], wanted: dict[str, str]) -> None:
+    """Print a row for each number of experts and a column for each kind of layer."""
     table = Table("experts", *(f"{name}\n/ {dense.split()[1]}" for name, dense in wanted.items()))
-    for experts, rounds in found.items():
-        cells = [f"{r['median']:.2f}\n({r['min']:.2f}-{r['max']:.2f})" for r in ratios(rounds, wanted).values()]
+    for experts, results in found.items():
+        cells = [f"{each['ratio']:.2f}\n({each['low']:.2f}-{each['high']:.2f})" for each in results[: len(wanted)]]
         table.add_row(str(experts), *cells)
-        for answer in rounds[-1].answers.values():
-            versions |= answer["versions"]
-    cores = len(paired.usable_cpus())
-    print(f"{paired.processor()}, {os.cpu_count()} cores, {cores} used; {json.dumps(versions)}")
+    print(f"{processor()}, {os.cpu_count()} cores, {len(usable_cpus())} used")
     print(
         f"{ROWS} x {LENGTH} tokens, width {WIDTH}, experts of {FFN}; throughput over the dense layer's: median (least-greatest)"
     )
     # Wide enough that no cell wraps, in a file as well.
     Console(width=150).print(table)
-    if arguments.json:
-        record = {
-            "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "machine": {"processor": paired.processor(), "cores": os.cpu_count(), "system": platform.platform()},
-            "versions": versions, "seconds": arguments.seconds, "failure": failure,
-            "ratios": {experts: ratios(rounds, wanted) for experts, rounds in found.items()},
-            "rounds": {experts: [dataclasses.asdict(turn) for turn in rounds] for experts, rounds in found.items()},
-        }  # fmt: skip
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
-    if failure:
-        print(f"FAILED: {failure}", file=sys.stderr)
-    return 1 if failure else 0
+    for results in found.values():
+        for each in results[len(wanted) :]:
+            print(f"{each['name']}: {each['ratio']:.2f} ({each['low']:.2f}-{each['high']:.2f})")
+
+
+def report(arguments: Arguments) -> int:
+    """Compare all sizes, print the table, and return 1 if a layer failed or a bar is missed."""
+    wanted, found, rounds, failure = columns(arguments.torch is not None), {}, {}, None
+    others: dict[str, str] = {}
+    for experts in arguments.sizes:
+        comparison = compare(experts, arguments)
+        failure = comparison.failure or paired.unlike_threads(comparison)
+        if failure:
+            break
+        rounds[experts], found[experts] = comparison.rounds, results_of(experts, comparison, wanted)
+        for answer in comparison.rounds[-1].answers.values():
+            others |= {name: version for name, version in answer["versions"].items() if name in ("torch", "transformers")}
+    show(arguments, found, wanted)
+    return record.finish(
+        "moe", [each for results in found.values() for each in results], arguments.json, failure=failure,
+        judged=set(arguments.sizes) >= set(BARRED_SIZES), lacks=() if arguments.torch else ("torch",), more_versions=others,
+        seconds=arguments.seconds, turns={size: [dataclasses.asdict(turn) for turn in turns] for size, turns in rounds.items()},
+    )  # fmt: skip
 
 
 def main() -> int:

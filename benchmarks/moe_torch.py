@@ -26,6 +26,7 @@ import time
 
 import torch
 import transformers
+from machine import threads
 from serving import serve
 from torch import nn
 from torch.nn import functional
@@ -117,12 +118,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--layer", choices=LAYERS, default="switch")
     parser.add_argument("--experts", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=threads(), help="threads of one operation; those that XLA takes")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of the measurement")
     parser.add_argument("--serve", action="store_true", help="measure on request from standard input")
     arguments = parser.parse_args()
     if platform.libc_ver()[0] == "glibc":
         for option in (-1, -3):  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h: no limit
             ctypes.CDLL(None).mallopt(option, -1)
+    torch.set_num_threads(arguments.threads)
     bench = Bench(arguments.layer, arguments.experts)
     if not arguments.serve:
         print(json.dumps(bench.measure(arguments.seconds)), flush=True)

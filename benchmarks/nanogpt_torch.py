@@ -4,8 +4,9 @@ What is equal, checked against the public repository: pre-norm GPT-2 blocks with
 `scaled_dot_product_attention(is_causal=True)`, LayerNorm and linear layers without biases (its default), exact GELU, learned
 positions, a head tied to the embedding, logits returned beside the loss; AdamW without its fused form (nanoGPT takes that on
 CUDA only), weight decay 0.1 on matrices alone, gradient norm clipped to 1, gradients set to None, the cosine schedule set on
-every step; batches cut from a uint16 memory map that is reopened for each batch and fetched between forward and backward;
-the loss read out every tenth step. Left out: evaluation, checkpoints, printing. Float32, no dropout, no accumulation, which
+every step; the next batch fetched between forward and backward; the loss read out every tenth step. Left out: evaluation,
+checkpoints, printing, and the cutting of batches from a memory map: they are drawn before, as many and the same as those of
+`train_step.py`, so that neither side pays for its data. Float32, no dropout, no accumulation, which
 is what nanoGPT's documented CPU command runs. With --compile the model is compiled, as there; the optimizer is not.
 
     pip install torch==2.13.0 numpy --extra-index-url https://download.pytorch.org/whl/cpu
@@ -20,18 +21,17 @@ import json
 import math
 import platform
 import statistics
-import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
+from machine import threads
 from serving import serve
 from torch import nn
 from torch.nn import functional
 
 WARM_STEPS = 5
-DATA_TOKENS = 1_000_000  # tiny Shakespeare's training split has about as many
+HOST_BATCHES = 16  # drawn once and taken in turn, as in train_step.py
 
 
 class LayerNorm(nn.Module):
@@ -109,8 +109,9 @@ class Gpt(nn.Module):
 class Trainer:
     """The train loop's state, advanced one step at a time."""
 
-    def __init__(self, arguments: argparse.Namespace, data: Path):
-        self.arguments, self.data = arguments, data
+    def __init__(self, arguments: argparse.Namespace):
+        self.arguments = arguments
+        self.batches = [self._draw(seed) for seed in range(HOST_BATCHES)]
         torch.manual_seed(1337)
         torch.set_num_threads(arguments.threads)
         self.model = Gpt(arguments.layers, arguments.heads, arguments.width, arguments.length, arguments.vocab, arguments.bias)
@@ -125,19 +126,13 @@ class Trainer:
         if arguments.compile:
             self.model = torch.compile(self.model)
         self.steps, self.loss = 0, math.nan
-        self.batch = self.next_batch()
+        self.batch = self.batches[0]
 
-    def next_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows cut at random places, and the same rows one token later."""
-        length = self.arguments.length
-        data = np.memmap(self.data, dtype=np.uint16, mode="r")
-        starts = torch.randint(len(data) - length, (self.arguments.batch,))
-
-        def rows(shift: int) -> torch.Tensor:
-            cuts = (data[start + shift : start + shift + length] for start in starts)
-            return torch.stack([torch.from_numpy(cut.astype(np.int64)) for cut in cuts])
-
-        return rows(0), rows(1)
+    def _draw(self, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return tokens and targets, the same as in train_step.py."""
+        shape = (self.arguments.batch, self.arguments.length + 1)
+        rows = np.random.default_rng(seed).integers(0, self.arguments.vocab, shape, np.int32).astype(np.int64)
+        return torch.from_numpy(rows[:, :-1].copy()), torch.from_numpy(rows[:, 1:].copy())
 
     def scheduled_rate(self) -> float:
         """Warm-up over 100 steps, then a cosine down to a tenth at step 5,000, as for its Shakespeare model."""
@@ -152,7 +147,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.scheduled_rate()
         _, loss = self.model(*self.batch)
-        self.batch = self.next_batch()
+        self.batch = self.batches[(self.steps + 1) % HOST_BATCHES]
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
@@ -197,7 +192,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name, default in (("layers", 4), ("heads", 4), ("width", 128), ("length", 64), ("batch", 12), ("vocab", 65)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--threads", type=int, default=2, help="threads of one operation")
+    parser.add_argument("--threads", type=int, default=threads(), help="threads of one operation; those that XLA takes")
     parser.add_argument("--bias", action="store_true", help="biases in norms and linear layers, as GPT-2 has them")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--beta2", type=float, default=0.99, help="0.99 for its Shakespeare model, 0.95 for its GPT-2")
@@ -208,24 +203,19 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.width % arguments.heads:
         parser.error(f"--width {arguments.width} does not divide into --heads {arguments.heads}")
-    if arguments.vocab > 2**16:
-        parser.error(f"--vocab {arguments.vocab} does not fit the uint16 of nanoGPT's data files; give at most {2**16}")
     return arguments
 
 
 def main() -> None:
     """Warm up, then measure once or on request."""
     arguments = parse_arguments()
-    with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "train.bin"
-        np.random.default_rng(0).integers(0, arguments.vocab, DATA_TOKENS).astype(np.uint16).tofile(data)
-        trainer = Trainer(arguments, data)
-        for _ in range(WARM_STEPS):
-            trainer.step()
-        if arguments.serve:
-            serve(trainer.measure)
-        else:
-            print(json.dumps(trainer.measure(arguments.seconds)), flush=True)
+    trainer = Trainer(arguments)
+    for _ in range(WARM_STEPS):
+        trainer.step()
+    if arguments.serve:
+        serve(trainer.measure)
+    else:
+        print(json.dumps(trainer.measure(arguments.seconds)), flush=True)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ input, and answers each line `measure SECONDS` with one line of JSON that has `t
 The turns go A B C A B C ...; each round gives the ratio of every command to the last one, and the table shows medians over
 rounds. While a command measures, the processor time that everything else took on the same cores is counted, the waiting
 commands included: one busy neighbour can make a program whose threads meet at barriers twenty times slower, which no
-median mends. A round in which others took more than --disturbance cores is set aside and repeated, as many times over as
---rounds; if too few are left undisturbed then, all count and the report says so. Linux only for that and for --pin.
+median mends. A round in which others took more than --disturbance cores is set aside and repeated, until there are as many
+of them as --rounds: then all count, and the report says so. Linux only for that and for --pin.
 """
 
 import argparse
@@ -22,122 +22,16 @@ import importlib.util
 import json
 import os
 import platform
-import queue
-import shlex
 import signal
 import statistics
-import subprocess
 import sys
-import tempfile
-import threading
 import time
 from pathlib import Path
 
-STDERR_LINES = 25
-MEASURE_GRACE_SECONDS = 120.0
+from child import Child, ChildFailed
+from machine import machine, processor, usable_cpus
+
 LETTERS = "abcdefgh"
-
-
-class ChildFailed(Exception):
-    """A command that died, fell silent or answered nonsense; the message holds the end of its error output."""
-
-
-class Child:
-    """One command under measurement, spoken to by lines."""
-
-    def __init__(self, name: str, command: str):
-        self.name, self.command = name, command
-        # A file, not a pipe, so that a chatty child never waits for someone to read its errors.
-        self.errors = tempfile.TemporaryFile()
-        try:
-            # A session of its own lets its whole process tree be counted and, at the end, stopped.
-            self.process = subprocess.Popen(
-                shlex.split(command),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self.errors,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise ChildFailed(f"{name}: cannot start `{command}`: {error}") from error
-        self.lines: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        for line in self.process.stdout:
-            self.lines.put(line.decode(errors="replace").strip())
-        self.lines.put(None)
-
-    def _failure(self, what: str) -> ChildFailed:
-        self.errors.seek(0)
-        tail = self.errors.read().decode(errors="replace").splitlines()[-STDERR_LINES:]
-        shown = "\n".join(f"    {line}" for line in tail) or "    (nothing)"
-        return ChildFailed(f"{self.name}: {what}\n  command: {self.command}\n  end of its error output:\n{shown}")
-
-    def next_line(self, deadline: float, waiting_for: str) -> str:
-        """The next line of output, or ChildFailed when the child has ended or `deadline` has passed."""
-        try:
-            line = self.lines.get(timeout=max(0.0, deadline - time.monotonic()))
-        except queue.Empty:
-            raise self._failure(f"no {waiting_for} in time; still running, so stopped") from None
-        if line is None:
-            code = self.process.wait()
-            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
-            raise self._failure(f"{how} while {waiting_for} was awaited")
-        return line
-
-    def wait_ready(self, timeout: float) -> None:
-        """Return when the child has said `ready`."""
-        deadline = time.monotonic() + timeout
-        while self.next_line(deadline, "`ready`") != "ready":
-            pass
-
-    def measure(self, seconds: float) -> dict:
-        """Ask for one measurement and return its JSON object."""
-        try:
-            self.process.stdin.write(f"measure {seconds:g}\n".encode())
-            self.process.stdin.flush()
-        except OSError:
-            pass  # The child is gone: reading, below, says how.
-        deadline = time.monotonic() + 3 * seconds + MEASURE_GRACE_SECONDS
-        while True:
-            line = self.next_line(deadline, "a measurement")
-            try:
-                answer = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(answer, dict) and "tokens_per_second" in answer:
-                speed = answer["tokens_per_second"]
-                if not isinstance(speed, int | float) or not speed > 0:
-                    raise self._failure(f"tokens_per_second is {speed!r}, not a positive number")
-                return answer
-
-    def cpu_seconds(self) -> float:
-        """Processor time its session has taken so far, ended children included."""
-        total = 0
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                # The program's name, in parentheses, may hold spaces; the numbered fields start after it.
-                fields = stat.read_text().rpartition(")")[2].split()
-            except OSError:
-                continue  # It ended between the listing and the reading.
-            if int(fields[3]) == self.process.pid:
-                total += sum(int(field) for field in fields[11:15])
-        return total / os.sysconf("SC_CLK_TCK")
-
-    def close(self) -> None:
-        """End the child: its input first, then, if it stays, by signals to its whole session."""
-        try:
-            self.process.stdin.close()
-        except OSError:
-            pass
-        for last_word in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                self.process.wait(timeout=5)
-                return
-            except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, last_word)
-        self.process.wait()
 
 
 @dataclasses.dataclass
@@ -162,11 +56,6 @@ def busy_seconds(cpus: set[int]) -> float | None:
     # user, nice, system, -, -, irq, softirq, steal; guest time is already within user.
     ticks = sum(int(row[column]) for row in rows for column in (1, 2, 3, 6, 7, 8))
     return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def usable_cpus() -> set[int]:
-    """The cores this process, and so the commands, may run on."""
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def parse_cpus(text: str) -> set[int]:
@@ -198,6 +87,82 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
+@dataclasses.dataclass
+class Comparison:
+    """All rounds that were taken, how many of them had to be undisturbed, and what went wrong, if anything."""
+
+    rounds: list[Round]
+    wanted: int
+    disturbance: float
+    failure: str | None = None
+
+    @property
+    def calm(self) -> list[Round]:
+        """The rounds in which nobody else was busy."""
+        return [turn for turn in self.rounds if not turn.disturbed(self.disturbance)]
+
+    @property
+    def enough(self) -> bool:
+        """Whether as many rounds as wanted were undisturbed."""
+        return len(self.calm) >= self.wanted
+
+    @property
+    def may_be_enough(self) -> bool:
+        """Whether to go on: not after as many disturbed rounds as undisturbed ones are wanted."""
+        return len(self.rounds) - len(self.calm) < self.wanted
+
+    @property
+    def used(self) -> list[Round]:
+        """The rounds that count: the undisturbed ones, or all where too few are."""
+        return self.calm if self.enough else self.rounds
+
+    def values(self, name: str, key: str = "tokens_per_second") -> list[float]:
+        """What a command answered, a number a round that counts."""
+        return [turn.answers[name][key] for turn in self.used]
+
+
+def compare(
+    commands: list[tuple[str, str]], *, rounds: int, seconds: float, disturbance: float = 0.2, start_timeout: float = 600.0,
+    label: str = "",
+) -> Comparison:  # fmt: skip
+    """Start (name, command) pairs and let them take turns until enough rounds count; `label` begins every line that is said."""
+    children: list[Child] = []
+    found = Comparison([], rounds, disturbance)
+    say = f"{label}: " if label else ""
+    # Asked to end, this process must still end those that it started: they are sessions of their own.
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        for name, command in commands:
+            print(f"{say}starting {name}", file=sys.stderr, flush=True)
+            children.append(Child(name, command))
+            # One at a time: warming up beside another would only be slower.
+            children[-1].wait_ready(start_timeout)
+        while not found.enough and found.may_be_enough:
+            turn = take_turns(children, seconds)
+            found.rounds.append(turn)
+            speeds = "  ".join(f"{name} {answer['tokens_per_second']:,.0f}" for name, answer in turn.answers.items())
+            note = f"  (disturbed: others took {turn.others} cores)" if turn.disturbed(disturbance) else ""
+            print(f"{say}round {len(found.rounds)}: {speeds} tokens/s{note}", file=sys.stderr, flush=True)
+    except ChildFailed as failure:
+        found.failure = str(failure)
+    finally:
+        for child in children:
+            child.close()
+        signal.signal(signal.SIGTERM, before)
+    if found.rounds and not found.enough and not found.failure:
+        print(f"{say}DISTURBED: {len(found.calm)} of {len(found.rounds)} rounds were undisturbed, so all count", flush=True)
+    return found
+
+
+def unlike_threads(found: Comparison) -> str | None:
+    """Return what is wrong where the sides do not all say that they computed with equally many threads, or None."""
+    told = {(name, answer.get("threads")) for turn in found.rounds for name, answer in turn.answers.items()}
+    numbers = {number for _, number in told}
+    if None in numbers or len(numbers) > 1:
+        return f"the sides do not all compute with as many threads: {dict(sorted(told, key=str))}"
+    return None
+
+
 def summarise(names: list[str], rounds: list[Round]) -> list[dict]:
     """One entry a command: its speeds, their ratios to the last command's in the same round, and the disturbance."""
     last, entries = names[-1], []
@@ -217,16 +182,6 @@ def summarise(names: list[str], rounds: list[Round]) -> list[dict]:
             }
         )
     return entries
-
-
-def processor() -> str:
-    """The processor's name as its maker gives it, where the system tells."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.lower().startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def show(entries: list[dict], last: str) -> None:
@@ -287,63 +242,35 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def run(arguments: argparse.Namespace) -> tuple[list[Round], str | None]:
-    """All rounds that could be measured, and what went wrong, if anything."""
-    children, rounds = [], []
-    try:
-        for name, command in arguments.commands:
-            print(f"starting {name}", file=sys.stderr, flush=True)
-            children.append(Child(name, command))
-            # One at a time: warming up beside another would only be slower.
-            children[-1].wait_ready(arguments.start_timeout)
-        calm = 0
-        while calm < arguments.rounds and len(rounds) < 2 * arguments.rounds:
-            turn = take_turns(children, arguments.seconds)
-            rounds.append(turn)
-            disturbed = turn.disturbed(arguments.disturbance)
-            calm += not disturbed
-            speeds = "  ".join(f"{name} {answer['tokens_per_second']:,.0f}" for name, answer in turn.answers.items())
-            note = f"  (disturbed: others took {turn.others} cores)" if disturbed else ""
-            print(f"round {len(rounds)}: {speeds}{note}", file=sys.stderr, flush=True)
-    except ChildFailed as failure:
-        return rounds, str(failure)
-    finally:
-        for child in children:
-            child.close()
-    return rounds, None
-
-
 def main() -> int:
     """Measure, report, and return 1 if a command failed."""
     arguments = parse_arguments()
     names = [name for name, _ in arguments.commands]
-    rounds, failure = run(arguments)
-    calm = [turn for turn in rounds if not turn.disturbed(arguments.disturbance)]
-    enough = len(calm) >= arguments.rounds
-    used = calm if enough else rounds
-    entries = summarise(names, used) if used else []
+    found = compare(
+        arguments.commands, rounds=arguments.rounds, seconds=arguments.seconds, disturbance=arguments.disturbance,
+        start_timeout=arguments.start_timeout,
+    )  # fmt: skip
+    entries = summarise(names, found.used) if found.used else []
     cores = sorted(usable_cpus())
-    print(f"{processor()}, {os.cpu_count()} cores, {len(cores)} used; {len(used)} rounds of {arguments.seconds:g} s")
+    print(f"{processor()}, {os.cpu_count()} cores, {len(cores)} used; {len(found.used)} rounds of {arguments.seconds:g} s")
     if entries:
         show(entries, names[-1])
-    if used and not enough and not failure:
-        print(f"DISTURBED: only {len(calm)} of {len(rounds)} rounds were undisturbed, so all count. Repeat on a quiet machine.")
     if arguments.json:
         record = {
             "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "machine": {"processor": processor(), "cores": os.cpu_count(), "cores_used": cores, "system": platform.platform()},
+            "machine": machine() | {"cores_used": cores},
             "versions": {"python": platform.python_version()},
             "commands": dict(arguments.commands),
             "seconds": arguments.seconds,
-            "disturbed": not enough,
-            "failure": failure,
+            "disturbed": not found.enough,
+            "failure": found.failure,
             "summary": entries,
-            "rounds": [dataclasses.asdict(turn) | {"used": turn in used} for turn in rounds],
+            "rounds": [dataclasses.asdict(turn) | {"used": turn in found.used} for turn in found.rounds],
         }
         arguments.json.write_text(json.dumps(record, indent=1) + "\n")
-    if failure:
-        print(f"FAILED: {failure}", file=sys.stderr)
-    return 1 if failure else 0
+    if found.failure:
+        print(f"FAILED: {found.failure}", file=sys.stderr)
+    return 1 if found.failure else 0
 
 
 if __name__ == "__main__":

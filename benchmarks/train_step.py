@@ -21,6 +21,8 @@ import jax
 import jaxlib
 import numpy as np
 import tyro
+from drawn import drawn_params
+from machine import threads
 from rich.console import Console
 from rich.table import Table
 from serving import serve
@@ -38,8 +40,14 @@ from jaxlm.run.memory import keep_freed_memory
 from jaxlm.train.optimizer import OptimizerConfig, make_optimizer, schedule
 from jaxlm.train.step import GuardConfig, init_state, make_train_step
 
-# layers, width, heads, length, batch: the shapes that benchmarks/nanogpt_torch.py is compared at, vocabulary 65.
+# layers, width, heads, length, batch: the shapes that nanogpt_torch.py is compared at, vocabulary 65.
 NANOGPT = {"small": (4, 128, 4, 64, 12), "large": (6, 384, 6, 256, 8)}
+# The shape that llama_torch.py is compared at: it has the same numbers.
+LLAMA = ModelConfig(
+    vocab_size=8192, num_layers=6, hidden_size=256, num_heads=4, num_kv_heads=2, intermediate_size=704, max_length=256,
+    norm_epsilon=1e-6,
+)  # fmt: skip
+LLAMA_ROWS = 8
 WARM_STEPS = 5
 HOST_BATCHES = 16  # drawn once and sent in turn, so that drawing costs nothing
 SCHEDULE_STEPS = 5000
@@ -51,6 +59,7 @@ class Arguments:
 
     preset: Literal[tuple(PRESETS)] = "nano"  # The model's shape
     nanogpt: Literal["small", "large"] | None = None  # Instead of a preset: nanoGPT's model, at a shape of NANOGPT
+    llama: bool = False  # Instead of a preset: LLAMA, with the weights that llama_torch.py draws
     layers: int | None = None  # Override the shape's number of layers
     width: int | None = None  # Override its width; the feed-forward layer keeps its proportion to it
     heads: int | None = None  # Override its query heads; key-value heads are then as many
@@ -80,6 +89,8 @@ def model_and_batch(arguments: Arguments, num_devices: int) -> tuple[ModelConfig
             vocab_size=65, num_layers=layers, hidden_size=width, num_heads=heads, intermediate_size=4 * width,
             max_length=length, activation="gelu", norm="layer", positions="learned",
         )  # fmt: skip
+    elif arguments.llama:
+        model, length, batch = LLAMA, length or LLAMA.max_length, batch or LLAMA_ROWS
     else:
         model = PRESETS[arguments.preset]()
         length, batch = length or min(model.max_length, 1024), batch or 8 * num_devices
@@ -122,10 +133,17 @@ class Trainer:
         self.host_batches = [self._draw(seed) for seed in range(HOST_BATCHES)]
         with jax.set_mesh(mesh):
             self.state = jax.jit(lambda: init_state(spec, optimizer, arguments.layout, 0))()
+            if arguments.llama:
+                placed = jax.tree.map(
+                    lambda x, like: jax.device_put(x, like.sharding), drawn_params(self.model), self.state.params
+                )
+                self.state = self.state.replace(params=placed)
             lowered = jax.jit(step, donate_argnums=0).lower(self.state, self._next_batch())
             start = time.perf_counter()
             self.compiled = lowered.compile()
         self.compile_seconds = time.perf_counter() - start
+        self.step()
+        self.first_loss = float(self.metrics["loss"])
         for _ in range(WARM_STEPS):
             self.step()
         self.wait()
@@ -178,14 +196,16 @@ class Trainer:
         return {
             "tokens_per_second": median, "tokens_per_second_min": min(speeds), "tokens_per_second_max": max(speeds),
             "tokens_per_second_mean": steps * tokens / seconds, "step_ms": 1e3 * tokens / median,
-            "model_flops_per_second": flops, "mfu": flops / (peak * len(self.devices)) if peak else None,
+            "model_flops_per_second": flops, "step_flops": tokens * train_flops_per_token(self.model, self.length),
+            "mfu": flops / (peak * len(self.devices)) if peak else None,
             "temporary_bytes": memory.temp_size_in_bytes if memory else None,
             "argument_bytes": memory.argument_size_in_bytes if memory else None,
             "device_peak_bytes": (device.memory_stats() or {}).get("peak_bytes_in_use"),
             "compile_seconds": self.compile_seconds, "windows": len(speeds), "steps": steps, "seconds": seconds,
-            "loss": float(self.metrics["loss"]), "parameters": self.parameters, "batch": self.batch, "length": self.length,
+            "loss": float(self.metrics["loss"]), "first_loss": self.first_loss,
+            "parameters": self.parameters, "batch": self.batch, "length": self.length,
             "device": f"{len(self.devices)} x {device.device_kind}", "model": dataclasses.asdict(self.model),
-            "program": "jaxlm train step",
+            "program": "jaxlm train step", "threads": threads(),
             "versions": {"python": platform.python_version(), "jax": jax.__version__, "jaxlib": jaxlib.__version__},
         }  # fmt: skip
 

@@ -1,8 +1,8 @@
 """Time and memory of Self-Extend in two passes, against plain attention over rows of the same length.
 
-    python benchmarks/long_context.py --json out.json
-    python benchmarks/long_context.py --lengths 1024 2048 --rounds 1 --seconds 0.5      # does it run?
-    python benchmarks/long_context.py --only two-pass --length 8192                     # one alone
+    python benchmarks/long_attention.py --json out.json
+    python benchmarks/long_attention.py --lengths 1024 2048 --rounds 1 --seconds 0.5      # does it run?
+    python benchmarks/long_attention.py --only two-pass --length 8192                     # one alone
 
 What is measured is what a layer does between its products with weights: queries and keys are rotated and tokens mixed, as
 `model.transformer.mixer` has it, at SmolLM2 135M's shape: 9 query heads, 3 key-value heads of 64, batch 1, on this machine's
@@ -12,11 +12,10 @@ merged row, joins in at the first length alone: its memory is quadratic.
 
 Memory is what the compiled program sets aside for intermediate results, and by how much the process's peak grew when it first
 ran. Exponents are slopes of log memory against log length, by least squares. The exit status is 1 where two passes take more
-than 2.2 times plain attention at any length, or their memory grows faster than length to the 1.1.
+of plain attention's time than bars.json allows, or their memory grows faster.
 """
 
 import dataclasses
-import datetime
 import json
 import os
 import platform
@@ -32,8 +31,10 @@ import jax
 import jaxlib
 import numpy as np
 import paired
+import record
 import tyro
 from jax import Array
+from machine import processor
 from rich.console import Console
 from rich.table import Table
 from serving import serve
@@ -48,7 +49,7 @@ from jaxlm.run.memory import keep_freed_memory
 
 HEADS, KV_HEADS, SIZE, TRAINED = 9, 3, 64, 8192
 GROUP, WINDOW = 8, 1024
-TIME_BAR, EXPONENT_BAR = 2.2, 1.1
+BARRED_LENGTHS = (4096, 16_384)
 Form = Literal["plain", "two-pass", "dense"]
 
 
@@ -57,7 +58,7 @@ class Arguments:
     """What to compare, or with `--only` the one form to measure."""
 
     lengths: tuple[int, ...] = (4096, 8192, 16_384, 32_768)  # Tokens of a row, a line of the table each
-    rounds: int = 3  # Undisturbed rounds of turns wanted at each length
+    rounds: int = 3  # Undisturbed rounds of turns wanted at each length; beyond 16,384 tokens one, which takes a minute
     seconds: float = 2.0  # Length of each measurement; one run of a form at least
     disturbance: float = 0.2  # Cores that others may use before a round is repeated
     json: Path | None = None  # Write everything measured here
@@ -118,33 +119,14 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def compare(length: int, forms: tuple[Form, ...], arguments: Arguments) -> list[paired.Round]:
-    """Let the forms take turns at one length; return the rounds that count."""
-    children: list[paired.Child] = []
-    rounds: list[paired.Round] = []
-    try:
-        for form in forms:
-            print(f"{length} tokens: starting {form}", file=sys.stderr, flush=True)
-            command = shlex.join([sys.executable, __file__, "--only", form, "--length", str(length), "--serve"])
-            children.append(paired.Child(form, command))
-            children[-1].wait_ready(600.0)
-        while len(rounds) < 2 * arguments.rounds and len(calm_of(rounds, arguments)) < arguments.rounds:
-            rounds.append(paired.take_turns(children, arguments.seconds))
-            times = "  ".join(f"{form} {answer['milliseconds']:.0f} ms" for form, answer in rounds[-1].answers.items())
-            print(f"{length} tokens, round {len(rounds)}: {times}", file=sys.stderr, flush=True)
-    finally:
-        for child in children:
-            child.close()
-    calm = calm_of(rounds, arguments)
-    if len(calm) >= arguments.rounds:
-        return calm
-    print(f"DISTURBED: {len(calm)} of {len(rounds)} rounds at {length} tokens were undisturbed, so all count", flush=True)
-    return rounds
-
-
-def calm_of(rounds: list[paired.Round], arguments: Arguments) -> list[paired.Round]:
-    """Return the rounds in which nobody else was busy."""
-    return [turn for turn in rounds if not turn.disturbed(arguments.disturbance)]
+def compare(length: int, forms: tuple[Form, ...], arguments: Arguments) -> paired.Comparison:
+    """Let the forms take turns at one length."""
+    fixed = [sys.executable, __file__, "--length", str(length), "--serve"]
+    rounds = arguments.rounds if length <= max(BARRED_LENGTHS) else 1
+    return paired.compare(
+        [(form, shlex.join([*fixed, "--only", form])) for form in forms],
+        rounds=rounds, seconds=arguments.seconds, disturbance=arguments.disturbance, label=f"{length} tokens",
+    )  # fmt: skip
 
 
 def summarise(rounds: list[paired.Round]) -> dict[str, dict[str, Any]]:
@@ -185,47 +167,40 @@ def show(found: dict[int, dict[str, dict[str, Any]]], exponents: dict[str, dict[
             print(f"memory of {form} grows as length to the power of: {grows}")
 
 
-def misses(found: dict[int, dict[str, dict[str, Any]]], exponents: dict[str, dict[str, float | None]]) -> list[str]:
-    """Return a sentence for each bar that two passes miss."""
-    ratios = {length: forms["two-pass"]["ratio_to_plain"]["median"] for length, forms in found.items()}
-    missed = [
-        f"{length} tokens: {ratio:.2f} times plain attention, not {TIME_BAR} at most"
-        for length, ratio in ratios.items()
-        if ratio > TIME_BAR
-    ]
-    grows = exponents["two-pass"]["intermediate"]
-    if grows is not None and grows > EXPONENT_BAR:
-        missed.append(f"memory grows as length to the power of {grows:.2f}, not {EXPONENT_BAR} at most")
-    return missed
+def results_of(comparisons: dict[int, paired.Comparison], grows: float | None) -> list[dict[str, Any]]:
+    """Return what is judged: two passes over plain attention at each length, and how their memory grows."""
+    results = [
+        record.compared(
+            f"two passes / plain attention, {length} tokens", found.values("two-pass", "milliseconds"),
+            found.values("plain", "milliseconds"), "ms", "lower", disturbed=not found.enough,
+        )
+        for length, found in comparisons.items()
+    ]  # fmt: skip
+    if grows is not None:
+        results.append(record.measured("two passes: memory grows as length to the power of", [grows], "", "lower"))
+    return results
 
 
 def report(arguments: Arguments) -> int:
     """Compare at all lengths, print what was found, and return 1 if a form failed or a bar is missed."""
-    found, rounds, failure = {}, {}, None
+    comparisons, failure = {}, None
     for place, length in enumerate(arguments.lengths):
-        try:
-            rounds[length] = compare(length, ("plain", "two-pass", *(("dense",) if place == 0 else ())), arguments)
-        except paired.ChildFailed as error:
-            failure = str(error)
+        comparison = compare(length, ("plain", "two-pass", *(("dense",) if place == 0 else ())), arguments)
+        failure = comparison.failure
+        if failure:
             break
-        found[length] = summarise(rounds[length])
+        comparisons[length] = comparison
+    found = {length: summarise(comparison.used) for length, comparison in comparisons.items()}
     memory = {"intermediate": "temporary_bytes", "peak": "peak_growth_bytes"}
     exponents = {form: {name: exponent(found, form, what) for name, what in memory.items()} for form in ("plain", "two-pass")}
-    machine = {"processor": paired.processor(), "cores": os.cpu_count(), "system": platform.platform()}
-    print(f"{machine['processor']}, {machine['cores']} cores")
+    print(f"{processor()}, {os.cpu_count()} cores")
     show(found, exponents)
-    missed = misses(found, exponents)
-    if arguments.json:
-        record = {
-            "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "machine": machine,
-            "shape": {"heads": HEADS, "kv_heads": KV_HEADS, "head_dim": SIZE, "group_size": GROUP, "window_size": WINDOW},
-            "summary": found, "exponents": exponents, "missed": missed, "failure": failure,
-            "rounds": {length: [dataclasses.asdict(turn) for turn in turns] for length, turns in rounds.items()},
-        }  # fmt: skip
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
-    for line in (*missed, *([failure] if failure else [])):
-        print(f"FAILED: {line}", file=sys.stderr)
-    return 1 if missed or failure else 0
+    shape = {"heads": HEADS, "kv_heads": KV_HEADS, "head_dim": SIZE, "group_size": GROUP, "window_size": WINDOW}
+    return record.finish(
+        "long-context", results_of(comparisons, exponents["two-pass"]["intermediate"]), arguments.json, failure=failure,
+        judged=set(arguments.lengths) >= set(BARRED_LENGTHS), shape=shape, summary=found, exponents=exponents,
+        turns={length: [dataclasses.asdict(turn) for turn in each.rounds] for length, each in comparisons.items()},
+    )  # fmt: skip
 
 
 def main(arguments: Arguments) -> int:
