@@ -10,11 +10,11 @@ Claim (arXiv:2101.03961, table 1): more places drop fewer tokens and cost time, 
 
 Result (8 experts in 2 of 4 layers, 0.5M tokens, 3 seeds; loss minus that of factor 1.25 at the same seed, intervals 95 %):
 
-    arm              validation loss      dropped in training
-    capacity 1.0     -0.002 ± 0.011       26.4 ± 1.6 %
-    capacity 1.25    (4.505)              17.1 ± 2.9 %
-    capacity 2.0     +0.007 ± 0.054        5.8 ± 1.3 %
-    dropless         -0.012 ± 0.028        0
+    arm              validation loss                detectable    dropped in training
+    capacity 1.0     +0.013 (-0.034 to 0.059)       0.061         26.5 %
+    capacity 1.25    (4.4956)                                     15.9 %
+    capacity 2.0     +0.014 (-0.046 to 0.075)       0.079          5.8 %
+    dropless         +0.004 (-0.084 to 0.092)       0.116          0
 
 Drops fall as they should and no difference in loss shows, as in the paper. Time does not rise with places on a CPU, where the
 loop over experts computes the tokens that are there and not the places (docs/results.md).

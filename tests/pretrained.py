@@ -1,11 +1,10 @@
-"""Folders of pretrained models made from the stored fixtures, and damaged files."""
+"""Folders of pretrained models made from the stored fixtures."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 from families import stored
-from hypothesis import strategies as st
 
 from jaxlm.interop.safetensors_writer import write_safetensors
 
@@ -24,18 +23,3 @@ def write_folder(folder: Path, config: dict, weights: dict[str, np.ndarray], sha
     shapes = {name: array.shape for name, array in weights.items()}
     write_safetensors(folder, shapes, weights.__getitem__, "bfloat16", shard_bytes)
     return folder
-
-
-def damaged(content: bytes) -> st.SearchStrategy[bytes]:
-    """Return cut, flipped and spliced variants of a file, mostly in its beginning."""
-    place = st.one_of(st.integers(0, min(300, len(content) - 1)), st.integers(0, len(content) - 1))
-    piece = st.one_of(st.binary(min_size=1, max_size=8), st.sampled_from([b"\xff" * 8, bytes(8), b"9" * 20, b"-1", b"[", b'"']))
-
-    def edited(edits: list[tuple[int, bytes, bool]], cut: int | None) -> bytes:
-        out = bytearray(content)
-        for at, new, insert in edits:
-            out[at : at if insert else at + len(new)] = new
-        return bytes(out[:cut])
-
-    edits = st.lists(st.tuples(place, piece, st.booleans()), max_size=3)
-    return st.builds(edited, edits, st.one_of(st.none(), st.integers(0, len(content))))

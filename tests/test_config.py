@@ -39,7 +39,7 @@ class Outer:
         (lambda: Outer(name=3), "must be text, not int"),
         (lambda: Outer(name="x", on=1), "True or False"),
         (lambda: Outer(name="x", rate="fast"), "must be a number"),
-        (lambda: Outer(name="x", rate=float("nan")), "out of range"),
+        (lambda: Outer(name="x", rate=float("nan")), "must be a number, not NaN"),
         (lambda: Outer(name="x", rate=-0.1), "at least 0"),
         (lambda: Outer(name="x", inner=Inner(size=101)), "between 1 and 100"),
         (lambda: Outer(name="x", inner=Inner(size=2.0)), "whole number"),
