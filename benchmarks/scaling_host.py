@@ -1,8 +1,6 @@
 """What the table of all runs costs the host: `jaxlm runs` over 10 to 10,000 folders."""
 
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -13,6 +11,7 @@ from jaxlm.sweep.index import INDEX
 sys.path.append(str(Path(__file__).parent))  # scripts beside one another import each other flatly
 
 from runs_index import listed, make_runs
+from timed import timed
 
 COUNTS, QUICK_COUNTS = (10, 100, 1000, 3000, 10_000), (10, 100, 400)
 PEAK = "the command's peak over what it takes for the fewest runs"
@@ -59,9 +58,7 @@ def measure(quick: bool, *, unchanged: bool) -> Measured:
 
 def peak_of(command: list[str]) -> int:
     """Run a command and return the most memory that its process held."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command[1:4])} ended with status {process.returncode}")
-    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    taken = timed(command)
+    if taken.status:
+        raise RuntimeError(f"{' '.join(command[1:4])} ended with status {taken.status}")
+    return taken.peak_bytes
