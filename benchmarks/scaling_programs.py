@@ -21,7 +21,7 @@ from jaxlm.ops.cross_entropy import cross_entropy
 from jaxlm.param import initialize
 
 # Seconds that the runs of one law may take in all.
-BOUND = 70.0
+BOUND = 240.0
 
 
 class Program:
