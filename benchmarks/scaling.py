@@ -243,6 +243,7 @@ def main(arguments: Arguments) -> int:
     for name, why in absent.items():
         out.print(f"{name}: not measured, {why}", soft_wrap=True)
     if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
         found = record(laws, absent, failures, arguments.quick, time.perf_counter() - began, source)
         write_atomically(arguments.json, json.dumps(found, indent=1, allow_nan=False) + "\n")
     if not arguments.quick:
