@@ -223,6 +223,7 @@ def main(arguments: Arguments) -> int:
             "results": results, "turns": {case.name: rounds for case, rounds in measured.items()}, "missed": faults,
             "not_run": not_run,
         }  # fmt: skip
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(arguments.json, json.dumps(record, indent=1) + "\n")
     for each in faults:
         print(f"FAILED: {each}", file=sys.stderr)

@@ -267,6 +267,7 @@ def main() -> int:
             "summary": entries,
             "rounds": [dataclasses.asdict(turn) | {"used": turn in found.used} for turn in found.rounds],
         }
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(record, indent=1) + "\n")
     if found.failure:
         print(f"FAILED: {found.failure}", file=sys.stderr)

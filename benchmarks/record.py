@@ -53,6 +53,7 @@ def finish(
             "versions": versions() | (more_versions or {}), "threads": len(usable_cpus()), **since(SOURCES),
             "results": results, "judged": judged, "lacks": list(lacks), "failure": failure, "missed": missed, **details,
         }  # fmt: skip
+        json_file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(json_file, json.dumps(_plain(record), indent=1, allow_nan=False) + "\n")
     for line in (*missed, *([failure] if failure else [])):
         print(f"FAILED: {line}", file=sys.stderr)

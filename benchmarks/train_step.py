@@ -246,6 +246,7 @@ def main() -> None:
         found = trainer.measure(arguments.seconds)
         show(found)
         if arguments.json:
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)
             arguments.json.write_text(json.dumps(found, indent=1) + "\n")
         return
     serve(trainer.measure)
