@@ -1,13 +1,14 @@
 """The bars of every benchmark, kept in bars.json, and what a result is worth beside its own.
 
-A bar is a floor (or, where less is better, a ceiling) that holds on the machine the results of record come from: a result on
-its wrong side is a regression. An aim is what the project wants; it is shown, met or not, and is no bar.
+A bar is a floor (or, where less is better, a ceiling) that holds on the machine it was measured on: a result on its wrong side
+is a regression. A ratio of two programs differs from processor to processor, so a bar may have other numbers "on" those whose
+name holds a word. An aim is what the project wants, everywhere; it is shown, met or not, and is no bar.
 """
 
 import dataclasses
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +57,22 @@ class Bar:
         return value >= self.aim if self.at_least is not None else value <= self.aim
 
 
-def read_bars(file: Path = FILE) -> dict[str, dict[str, Bar]]:
-    """Return the bars by part and name of result; ValueError where the file contradicts itself."""
+def read_bars(file: Path = FILE, processor: str = "") -> dict[str, dict[str, Bar]]:
+    """Return a processor's bars by part and name of result; ValueError where the file contradicts itself."""
     found: dict[str, dict[str, Bar]] = {}
     for part, entries in json.loads(file.read_text()).items():
-        bars = [Bar(**entry) for entry in entries]
+        bars = [bar_on(processor, **entry) for entry in entries]
         found[part] = {bar.name: bar for bar in bars}
         if len(found[part]) != len(bars):
             raise ValueError(f"two bars of {part} have the same name")
     return found
+
+
+def bar_on(processor: str, on: Mapping[str, float] | None = None, **entry: Any) -> Bar:
+    """Return the bar of an entry; its number is that of the first word of `on` that a processor's name holds, else its own."""
+    base, kind = Bar(**entry), "at_least" if "at_least" in entry else "at_most"
+    others = {word: dataclasses.replace(base, **{kind: limit}) for word, limit in (on or {}).items()}
+    return next((bar for word, bar in others.items() if word in processor), base)
 
 
 def value_of(result: dict[str, Any]) -> float:

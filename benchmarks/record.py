@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bars import judge, read_bars
-from machine import machine, since, sources, usable_cpus, versions
+from machine import machine, processor, since, sources, usable_cpus, versions
 
 from jaxlm.data.storage import write_atomically
 
@@ -46,7 +46,7 @@ def finish(
     `judged` is false for a trial with other shapes than those the bars are for. What needs something of
     `lacks` could not be measured. `details` are kept beside the results.
     """
-    missed = judge(results, read_bars().get(part, {}), lacks) if judged and not failure else []
+    missed = judge(results, read_bars(processor=processor()).get(part, {}), lacks) if judged and not failure else []
     if json_file:
         record = {
             "part": part, "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "machine": machine(),

@@ -31,7 +31,7 @@ from rich.table import Table
 
 from benchmarks.apart import run_apart
 from benchmarks.bars import absent, judge, read_bars, value_of
-from benchmarks.machine import machine
+from benchmarks.machine import machine, processor
 from benchmarks.page import number, page_of, verdict
 from benchmarks.parts import PARTS, ROOT, Part, check_bars, chosen, find_torch
 from benchmarks.stored import store
@@ -101,7 +101,7 @@ def settle(name: str, part: Part, found: dict[str, Any], arguments: Arguments) -
         found["not_run"], found["lacks"] = list(found["not_measured"]), list(found["not_measured"].values())
         found["failure"] = "\n".join(found.get("failures", ()))
     elif found["judged"]:
-        bars = read_bars()[name]
+        bars = read_bars(processor=processor())[name]
         missed = judge(found["results"], bars, found["lacks"])
         found["not_run"] = [name for name in absent(found["results"], bars) if bars[name].needs in found["lacks"]]
     else:
@@ -161,7 +161,7 @@ def write_page(folder: Path) -> Path:
 def show_parts(out: Console) -> None:
     """Print every part with what it takes and its bars."""
     table = Table("part", "minutes", "result", "bar", "aim", box=None)
-    bars = read_bars()
+    bars = read_bars(processor=processor())
     for name, part in PARTS.items():
         table.add_row(f"[bold]{name}[/]", f"{part.minutes:g}", part.title, "" if bars.get(name) else "brings its own")
         for bar in bars.get(name, {}).values():

@@ -76,6 +76,17 @@ def test_bars_that_mean_nothing_are_refused(change, match):
         Bar(**BAR | change)
 
 
+def test_a_bar_may_have_another_number_on_a_processor(tmp_path):
+    file = tmp_path / "bars.json"
+    file.write_text(json.dumps({"part": [BAR | {"on": {"Xeon": 0.6, "EPYC": 0.7}}]}))
+    for name, limit in (("Intel(R) Xeon(R) Processor", 0.6), ("AMD EPYC 9R14", 0.7), ("arm", 0.8), ("", 0.8)):
+        bar = read_bars(file, name)["part"][BAR["name"]]
+        assert bar.limit == limit and bar.aim == 1.0
+    file.write_text(json.dumps({"part": [BAR | {"on": {"Xeon": -1.0}}]}))
+    with pytest.raises(ValueError, match="one positive number"):
+        read_bars(file)  # also where the number is not this processor's
+
+
 def test_every_part_has_bars_or_brings_its_own(tmp_path):
     check_bars()
     bars = json.loads((Path(run.__file__).parent / "bars.json").read_text())
@@ -130,7 +141,7 @@ def planted(tmp_path, monkeypatch):
             monkeypatch.setitem(PARTS, name, Part(f"Part {name}", str(script), 0.1, str(value), str(value)))
         bars = tmp_path / "bars.json"
         bars.write_text(json.dumps({name: [BAR] for name in values}))
-        monkeypatch.setattr(run, "read_bars", lambda: read_bars(bars))
+        monkeypatch.setattr(run, "read_bars", lambda processor: read_bars(bars, processor))
         monkeypatch.setattr(run, "check_bars", lambda: check_bars(bars))
         return tmp_path / "docs"
 
