@@ -9,8 +9,6 @@ html_title = "jaxlm"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["proof"]  # logs of long checks, which `proven` names
-# `python -m benchmarks.run` writes the page of benchmarks; tests/docs/test_site.py looks whether all others are there.
-suppress_warnings = ["toc.not_readable"]
 html_theme = "furo"
 html_copy_source = False
 html_show_copyright = False
