@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 from benchmarks.bars import value_of
+from benchmarks.scaling import number
 
 GOOD, BAD, AIM = "#2a6f97", "#c1121f", "#b08900"
 
@@ -55,7 +56,7 @@ def draw_bars(judged: list[tuple[str, dict[str, Any]]], file: Path) -> None:
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else "")
     axes.grid(axis="x", alpha=0.3)
-    axes.set_xlabel("times better than the bar (dot: median; line: least to greatest over rounds; yellow: the aim)")
+    axes.set_xlabel("times better than the bar\n(dot: median; line: least to greatest over rounds; yellow: the aim)")
     figure.savefig(file, dpi=110)
     pyplot.close(figure)
 
@@ -77,6 +78,11 @@ def draw_laws(laws: list[dict[str, Any]], file: Path) -> None:
                     [x for x, _ in points], [y / points[0][1] for _, y in points], "o-", color=color, markersize=3, label=label
                 )
         axes.set(xscale="log", yscale="log", title=law["name"], xlabel=law["x_label"])
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, 0.5), max(high, 10))  # what hardly grows is to look so
+        axes.set_xticks(law["x"], [number(x) for x in law["x"]], fontsize=7)
+        axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
     figure.supylabel("times the cost of the smallest")
