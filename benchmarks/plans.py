@@ -19,7 +19,7 @@ from jaxlm.errors import JaxlmError
 from jaxlm.experiment import Experiment
 from jaxlm.experiment_file import load_experiment
 from jaxlm.layout import MESH_AXES, MeshConfig
-from jaxlm.plan.compiled import compile_step
+from jaxlm.plan.compiled import compile_for
 from jaxlm.plan.estimate import estimate
 from jaxlm.plan.topology import Topology, parse_topology
 
@@ -61,7 +61,7 @@ def row(name: str, experiment: Experiment, topology: Topology, stage: str, out: 
     """Return one row of the table."""
     place = f"{f'{topology.slices} x ' if topology.slices > 1 else ''}{topology.name}"
     try:
-        compiled = compile_step(experiment, topology, stage=stage, label=f"{name} on {topology}", out=out)
+        compiled = compile_for(experiment, topology, stage=stage, label=f"{name} on {topology}", out=out)
     except JaxlmError as fault:
         return f"| {name} | {place} | {topology.num_devices} | refused: {str(fault).splitlines()[0][:120]} | | | | | | |"
     facts = compiled.facts

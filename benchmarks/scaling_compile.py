@@ -32,7 +32,7 @@ from jaxlm.model.config import ModelConfig
 from jaxlm.model.moe_config import MoeConfig
 from jaxlm.ops.masks import Tokens
 from jaxlm.plan.build import trace_step
-from jaxlm.plan.compiled import compile_step, has_compiler
+from jaxlm.plan.compiled import compile_for, has_compiler
 from jaxlm.plan.topology import parse_topology
 
 VOCAB = 512
@@ -165,7 +165,7 @@ def pods(quick: bool) -> Measured | str:
             with tempfile.TemporaryDirectory(prefix="scaling-") as cache:  # nothing is compiled already
                 asked = experiment_of(model, 256, mesh=mesh_over(chips), remat="full")
                 asked = dataclasses.replace(asked, data=dataclasses.replace(asked.data, cache=cache))
-                facts = compile_step(asked, topology, stage="schedule", out=Console(quiet=True)).facts
+                facts = compile_for(asked, topology, stage="schedule", out=Console(quiet=True)).facts
             seconds.append(facts["lower_seconds"] + facts["compile_seconds"])
             memory += [facts["host_bytes"]] if number == 0 else []
         found.append(seconds)

@@ -54,8 +54,8 @@ import numpy as np
 from clean_and_rubbish import Corpus, Document, World, corpus, read_lines
 from compare import show
 from llama_8b import experiment as llama_8b
-from measured import Compared, Rows, bits_per_byte, closest, compare_on, kept, lay, params_at, steps_of
-from tuned import bootstrap, start, trained, write_results
+from measured import Compared, Rows, bits_per_byte, closest, compare_on, lay, params_at, steps_of
+from tuned import bootstrap, kept, start, trained, write_results
 
 from jaxlm.data.example_config import ExampleConfig
 from jaxlm.data.prepare import DataConfig

@@ -68,9 +68,9 @@ import numpy as np
 from clean_and_rubbish import held_out
 from compare import show
 from dpo_perplexity import LENGTH
-from measured import compare_on, kept, lay, params_at, sample_of, steps_of
+from measured import compare_on, lay, params_at, sample_of, steps_of
 from reviews import draw_body, draw_prompt, keeps_to_grammar, score
-from tuned import bootstrap, start, trained, write_results, write_rows
+from tuned import bootstrap, kept, start, trained, write_results, write_rows
 
 from jaxlm.data.example_config import ExampleConfig
 from jaxlm.errors import JaxlmError

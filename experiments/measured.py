@@ -1,9 +1,8 @@
 """What two models say of the same texts: log-probabilities, the divergence at every prefix, bits per byte; what one writes."""
 
 import functools
-import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxlm.data.storage import write_atomically
 from jaxlm.decode.generate import Request, encode_prompt, generate
 from jaxlm.layout import Layout
 from jaxlm.model import transformer
@@ -76,13 +74,6 @@ def compare_on(params: Any, reference: Any, rows: Rows, model: ModelConfig, layo
             [np.asarray(each)[: len(rows.tokens) - start] * rows.real[picks][: len(rows.tokens) - start] for each in found]
         )
     return Compared(*(np.concatenate(each) for each in zip(*parts, strict=True)))
-
-
-def kept(path: Path, measure: Callable[[], Any]) -> Any:
-    """Return what was measured, as JSON gives it back: made once, and kept in this file."""
-    if not path.exists():
-        write_atomically(path, json.dumps(measure()).encode())
-    return json.loads(path.read_text())
 
 
 def steps_of(folder: Path) -> list[int]:

@@ -1,5 +1,6 @@
 """Guards for every test: eight virtual devices, explicit broadcasts, errors for warnings and for a random key used twice."""
 
+import gc
 import os
 from importlib import metadata
 from pathlib import Path
@@ -50,3 +51,8 @@ def own_caches(tmp_path_factory):
     os.environ |= {"JAX_COMPILATION_CACHE_DIR": programs, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     jax.config.update("jax_compilation_cache_dir", programs)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def pytest_collection_finish():
+    """Let Python look for cycles rarely: traced programs are millions of objects that live on, and looking was a tenth of all."""
+    gc.set_threshold(50_000, 20, 50)

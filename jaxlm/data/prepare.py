@@ -1,11 +1,9 @@
 """Sources made into packed rows once, in a folder named by a hash of all that decides them, and opened at once ever after."""
 
-import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +29,7 @@ from jaxlm.data.sources import parse_source
 from jaxlm.data.storage import cache_folder, storage_errors
 from jaxlm.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from jaxlm.errors import DataError
+from jaxlm.locks import in_turn
 
 _FORMAT = 1  # part of every key: raise it when the same input is to give other rows
 _BLOCK_BYTES = 64 << 20
@@ -206,22 +205,11 @@ def prepare(
         return prepared
     with storage_errors(plan.folder, plan.bytes_needed):
         plan.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(plan.folder, report):
+        with in_turn(plan.folder / "lock", lambda: report("waiting for another process that prepares the same data", 0.0)):
             if not (prepared := _open(config, plan)):
                 _build_all(config, plan, _num_cores() if workers is None else workers, report, block_bytes)
                 prepared = _open(config, plan)
     return prepared
-
-
-@contextmanager
-def _locked(folder: Path, report: Report) -> Iterator[None]:
-    with open(folder / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report("waiting for another process that prepares the same data", 0.0)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _num_cores() -> int:

@@ -147,6 +147,15 @@ def describe(effect: Effect, digits: int = 4) -> str:
     return f"{effect.mean:.{digits}f} ({effect.low:.{digits}f} to {effect.high:.{digits}f}){found}, {seeds}"
 
 
+def describe_mean(effect: Effect, digits: int = 4, sign: str = "") -> str:
+    """Return mean and interval alone; `sign` is "+" for differences, whose sign is then always told."""
+    if not math.isfinite(effect.mean):
+        return "not finite"
+    form = f"{sign}.{digits}f"
+    known = math.isfinite(effect.low) and math.isfinite(effect.high)
+    return f"{effect.mean:{form}}" + (f" ({effect.low:{form}} to {effect.high:{form}})" if known else "")
+
+
 def bootstrap_items(values: np.ndarray, draws: int = DRAWS) -> Effect:
     """Return the mean of `values` [items], or of each seed's [seeds, items], and its 95 % interval over items (Efron 1979).
 

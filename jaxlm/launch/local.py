@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import os
 import shutil
 import signal
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
+from jaxlm import locks
 from jaxlm.config import Range, config
 from jaxlm.errors import ConfigError, LaunchError
 from jaxlm.experiment import Experiment
@@ -136,26 +136,19 @@ def _free_port() -> int:
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """Hold the lock that says that the launcher lives; the kernel lets go of it however the launcher ends."""
-    with (folder / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as fault:
-            raise LaunchError(f"{folder.parent} is being trained by another `jaxlm launch`: wait for it") from fault
+    lock = locks.take(folder / LOCK)
+    if lock is None:
+        raise LaunchError(f"{folder.parent} is being trained by another `jaxlm launch`: wait for it")
+    with lock:
         yield
 
 
 def _alive(job: Job) -> bool:
     path = job.run_dir / FOLDER / LOCK
-    if not path.exists():
-        return False
     try:
-        with path.open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return locks.is_taken(path)
     except OSError as fault:
         raise LaunchError(f"{path} cannot be looked at: {fault.strerror}") from fault
-    return False
 
 
 def state(options: Local, job: Job) -> str:

@@ -13,7 +13,7 @@ from jaxlm.data.storage import write_atomically
 from jaxlm.errors import PlanError
 from jaxlm.experiment import Experiment, settle_mesh
 from jaxlm.layout import MESH_AXES, MeshConfig
-from jaxlm.plan.compiled import Stage, compile_step
+from jaxlm.plan.compiled import Stage, compile_for
 from jaxlm.plan.estimate import estimate
 from jaxlm.plan.remedies import find_remedies
 from jaxlm.plan.report import as_json, show
@@ -27,7 +27,7 @@ def plan(experiment: Experiment, topology_name: str, slices: int, stage: Stage, 
     """Print the plan of one experiment on one topology, and write it as JSON to `output`."""
     out, err = _consoles()
     experiment, topology = _asked(experiment, topology_name, slices, (output,), err)
-    compiled = compile_step(experiment, topology, stage=stage, out=err)
+    compiled = compile_for(experiment, topology, stage=stage, out=err)
     estimated = estimate(experiment, compiled, topology) if compiled.costs else None
     remedies = [] if compiled.facts["fits"] else find_remedies(experiment, topology, compiled, err)
     found = as_json(experiment, topology, compiled, estimated, remedies)

@@ -59,7 +59,7 @@ class Compiled:
     """Whether the answer was there already."""
 
 
-def compile_step(
+def compile_for(
     experiment: Experiment,
     topology: Topology,
     *,
@@ -108,10 +108,10 @@ def _request_key(request: dict[str, Any]) -> str:
     matters = {name: value for name, value in request["experiment"].items() if name not in NO_MATTER}
     matters["length"] = request["experiment"]["data"]["sequence_length"]
     stated = json.dumps([matters, {name: request[name] for name in request if name not in ("experiment", "folder")}])
-    return hashlib.sha256(f"{stated}{code_digest('**/*.py')}".encode()).hexdigest()[:32]
+    return hashlib.sha256(f"{stated}{own_files_digest('**/*.py')}".encode()).hexdigest()[:32]
 
 
-def code_digest(pattern: str) -> str:
+def own_files_digest(pattern: str) -> str:
     """Return a hash of jaxlm's own files that match: another code may give another program, or read one otherwise."""
     root = Path(jaxlm.__file__).parent
     digest = hashlib.sha256()
@@ -126,7 +126,7 @@ def _read(folder: Path, key: str, *, cached: bool) -> Compiled:
     stage = key.rsplit(".", 1)[1]
     if not facts["fits"]:
         return Compiled(facts, None, stage, cached)
-    read = folder / f"{key}-{code_digest('plan/*.py')}.costs.json"
+    read = folder / f"{key}-{own_files_digest('plan/*.py')}.costs.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return Compiled(facts, ProgramCosts.from_json(json.loads(read.read_text())), stage, cached)
     text = gzip.decompress((folder / f"{key}.hlo.gz").read_bytes()).decode()

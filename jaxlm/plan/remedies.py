@@ -10,7 +10,7 @@ from jaxlm.config import difference
 from jaxlm.errors import ConfigError, JaxlmError
 from jaxlm.experiment import Experiment, check_devices, work_of
 from jaxlm.layout import MESH_AXES
-from jaxlm.plan.compiled import Compiled, compile_step
+from jaxlm.plan.compiled import Compiled, compile_for
 from jaxlm.plan.topology import Topology
 from jaxlm.train import arrange
 
@@ -69,7 +69,7 @@ def find_remedies(experiment: Experiment, topology: Topology, failed: Compiled, 
         tried += 1
         text = flags(experiment, changed)
         try:
-            compiled = compile_step(changed, topology, stage="schedule", label=f"trying {text}", out=out)
+            compiled = compile_for(changed, topology, stage="schedule", label=f"trying {text}", out=out)
         except JaxlmError:
             continue
         if compiled.facts["fits"]:

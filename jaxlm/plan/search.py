@@ -14,7 +14,7 @@ from rich.table import Table
 from jaxlm.errors import ConfigError, JaxlmError, PlanError
 from jaxlm.experiment import Experiment, check_devices, work_of
 from jaxlm.layout import MESH_AXES
-from jaxlm.plan.compiled import Compiled, compile_step, need_compiler
+from jaxlm.plan.compiled import Compiled, compile_for, need_compiler
 from jaxlm.plan.estimate import Estimate, estimate
 from jaxlm.plan.remedies import flags
 from jaxlm.plan.topology import Topology
@@ -192,7 +192,7 @@ def _compile(
     candidate: Candidate, topology: Topology, stage: str, label: str, out: Console, dropped: Counter[str]
 ) -> Result | None:
     try:
-        compiled = compile_step(candidate.experiment, topology, stage=stage, label=label, out=out)
+        compiled = compile_for(candidate.experiment, topology, stage=stage, label=label, out=out)
     except JaxlmError as fault:
         dropped[str(fault).splitlines()[0][:120]] += 1
         return None

@@ -43,11 +43,11 @@ def _other_tasks(material: Material, number: int) -> list[str]:
     """Say in what arms differ from the control that makes their numbers mean something else: each difference once."""
     group = material.groups[number]
     control = material.arms.get((number, group.control), [])
-    by_seed = {run.seed: run.setup for run in reversed(control)}
+    by_seed = {run.seed: run.conditions for run in reversed(control)}
     found: dict[tuple[str, ...], list[str]] = {}
     for arm in group.arms:
         runs = material.arms[number, arm] if control and arm != group.control else []
-        pairs = [(run.setup, by_seed.get(run.seed, control[0].setup)) for run in runs]
+        pairs = [(run.conditions, by_seed.get(run.seed, control[0].conditions)) for run in runs]
         if differing := unlike(pairs):
             found.setdefault(tuple(differing), []).append(arm)
     said = []

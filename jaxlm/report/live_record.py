@@ -18,7 +18,7 @@ from jaxlm.run.directory import CHECKPOINTS, CONFIG, METRICS, load_config, read_
 from jaxlm.run.goodput import by_kind
 from jaxlm.run.standing import Standing, standing
 from jaxlm.run.tail import finite, parse_row
-from jaxlm.sweep.arms import Setup, last, setup_of
+from jaxlm.sweep.arms import Conditions, conditions_of, last
 from jaxlm.train.saved import saved_steps
 
 # Seconds between looks at whether a process still runs, where nothing was appended: the look takes the run's lock for a moment.
@@ -30,7 +30,7 @@ _LONGEST = 1 << 24  # bytes; a line that has not ended by then is no row
 _KEPT = 256  # bytes before the place that was read to, by which a file that was written anew is told
 
 
-class Appended:
+class NewRows:
     """The rows that were appended to a record since the last look."""
 
     def __init__(self, path: Path):
@@ -78,14 +78,14 @@ class Followed:
     def __init__(self, folder: Path):
         """See how it stands; its record is read by `look`."""
         self.folder = folder
-        self._appended = Appended(folder / METRICS)
+        self._appended = NewRows(folder / METRICS)
         self.behind = True
         """Whether there is more of the record to read."""
         self._clear()
         self.standing, self._stamp, self._stood = Standing(folder, "empty"), 0, time.monotonic()
         self.starts: list[dict[str, Any]] = []
         self.moe_layers: tuple[int, ...] = ()
-        self.setup = Setup()
+        self.conditions = Conditions()
         self._stand()
 
     def _clear(self) -> None:
@@ -179,7 +179,7 @@ class Followed:
         known = self.standing if stamp and stamp == self._stamp else None
         self.standing, self.starts, self._stamp = standing(self.folder, known), read_starts(self.folder), stamp
         if known is None:
-            self.setup = setup_of(self.folder, self.standing.config, self.starts)
+            self.conditions = conditions_of(self.folder, self.standing.config, self.starts)
             with contextlib.suppress(JaxlmError):
                 self.moe_layers = load_config(self.folder).model.moe_layers
 

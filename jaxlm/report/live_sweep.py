@@ -74,8 +74,8 @@ def _arms(record: Record, runs: Mapping[Path, Followed]) -> Table:
         for arm, losses in held_out.items()
         if len(losses) == len(record.arms[arm]) and all(map(math.isfinite, losses))
     }
-    setups = [runs[entry.run].setup for arm in means for entry in record.arms[arm]]
-    comparable = not refusal("loss", unlike(itertools.pairwise(setups)))
+    conditions = [runs[entry.run].conditions for arm in means for entry in record.arms[arm]]
+    comparable = not refusal("loss", unlike(itertools.pairwise(conditions)))
     best = min(means, key=lambda arm: means[arm]) if len(means) > 1 and comparable else None
     for arm, entries in record.arms.items():
         losses = held_out[arm]

@@ -12,7 +12,7 @@ from jaxlm.model.flops import train_flops_per_token
 from jaxlm.run.directory import METRICS
 from jaxlm.run.standing import Standing
 from jaxlm.run.tail import read_tail
-from jaxlm.sweep.arms import Finished, Setup, setup_of
+from jaxlm.sweep.arms import Conditions, Finished, conditions_of
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Run:
         return {split: [row for row in self.rows if row["split"] == split] for split in ("train", "validation")}
 
     @functools.cached_property
-    def setup(self) -> Setup:
+    def conditions(self) -> Conditions:
         """What its numbers depend on."""
-        return setup_of(self.folder, self.standing.config, self.starts)
+        return conditions_of(self.folder, self.standing.config, self.starts)
 
     @functools.cached_property
     def seconds(self) -> dict[str, float]:
@@ -125,5 +125,5 @@ class Material:
         found: dict[str, dict[int, Finished]] = {arm: {} for arm in self.groups[group].arms}
         for run in self.of(group):
             if run.finished:
-                found[run.arm].setdefault(run.seed, Finished(run.rows, run.setup, run.standing.diverged))
+                found[run.arm].setdefault(run.seed, Finished(run.rows, run.conditions, run.standing.diverged))
         return found

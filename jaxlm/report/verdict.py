@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxlm.eval.comparison import Effect, describe
+from jaxlm.eval.comparison import Effect, describe, describe_mean
 from jaxlm.report.material import Material
 from jaxlm.run.metrics import without_nan
 from jaxlm.sweep.arms import Comparison, SpeedUp, check_metrics, compare, speed_up
@@ -126,7 +126,7 @@ def table_of(verdict: Verdict) -> list[dict[str, Any]]:
         rows.append(
             {
                 "arm": arm.name, "control": arm.control, "seeds": f"{arm.done} of {arm.asked}", "short": arm.done < arm.asked,
-                "done": arm.done, "value": "no validation" if arm.done and not arm.value else plain(arm.value),
+                "done": arm.done, "value": "no validation" if arm.done and not arm.value else _mean(arm.value),
                 "mean": _number(arm.value),
                 "effect": describe(effect) if effect else "", "difference": _number(effect),
                 "says": arm.says, "better": arm.better,
@@ -135,7 +135,7 @@ def table_of(verdict: Verdict) -> list[dict[str, Any]]:
                 "p": f"{arm.p:.2g}" if math.isfinite(arm.p) else "–",
                 "speed_up": speed(arm.speed_up), "speed": _number(arm.speed_up.mean) if arm.speed_up else None,
                 "speed_why": arm.speed_up.why if arm.speed_up else "",
-                "interval": interval(effect) if effect else "",
+                "interval": describe_mean(effect, sign="+") if effect else "",
                 "at": verdict.place(effect.mean) if drawn else None,
                 "from": verdict.place(effect.low) if whole else None, "to": verdict.place(effect.high) if whole else None,
             }
@@ -143,18 +143,12 @@ def table_of(verdict: Verdict) -> list[dict[str, Any]]:
     return rows
 
 
+def _mean(effect: Effect | None) -> str:
+    return describe_mean(effect) if effect else "–"
+
+
 def _number(effect: Effect | None) -> float | None:
     return effect.mean if effect and math.isfinite(effect.mean) else None
-
-
-def plain(effect: Effect | None, digits: int = 4) -> str:
-    """Return a mean with its interval."""
-    if effect is None:
-        return "–"
-    if not math.isfinite(effect.mean):
-        return "not finite"
-    known = math.isfinite(effect.low)
-    return f"{effect.mean:.{digits}f}" + (f" ({effect.low:.{digits}f} to {effect.high:.{digits}f})" if known else "")
 
 
 def speed(found: SpeedUp | None) -> str:
@@ -163,15 +157,7 @@ def speed(found: SpeedUp | None) -> str:
         return "–"
     if found.mean is None:
         return f"reached by {len(found.values)} of {found.pairs}"
-    return plain(found.mean, 2) + (" (one seed)" if found.pairs == 1 else "")
-
-
-def interval(effect: Effect) -> str:
-    """Return a difference with its interval, signed."""
-    if not math.isfinite(effect.mean):
-        return "not finite"
-    known = math.isfinite(effect.low) and math.isfinite(effect.high)
-    return f"{effect.mean:+.4f}" + (f" ({effect.low:+.4f} to {effect.high:+.4f})" if known else "")
+    return describe_mean(found.mean, 2) + (" (one seed)" if found.pairs == 1 else "")
 
 
 def detectable(effect: Effect | None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations  # `Experiment` is imported where one is made
 
 import dataclasses
-import fcntl
 import json
 import platform
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jaxlm
+from jaxlm import locks
 from jaxlm.config import digest, from_dict, read_json, to_dict
 from jaxlm.data.storage import write_atomically
 from jaxlm.errors import CheckpointError, ConfigError, suggest
@@ -33,37 +33,26 @@ def opened_for_writing(folder: Path) -> Iterator[None]:
     """Create the run directory where it is missing and hold its lock; ConfigError where that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
+        for _ in range(10):
+            if lock := locks.take(folder / "lock"):
+                break
+            time.sleep(0.05)  # `in_use` holds it for a moment, too
+        else:
+            raise ConfigError(f"another process is training in {folder}: wait for it, or choose another --run-dir")
     except OSError as fault:
         raise ConfigError(
             f"the run directory {folder} cannot be written: {fault.strerror}. Choose another with --run-dir PATH"
         ) from fault
     with lock:
-        for left in range(10, -1, -1):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as fault:
-                if not left:
-                    raise ConfigError(
-                        f"another process is training in {folder}: wait for it, or choose another --run-dir"
-                    ) from fault
-                time.sleep(0.05)  # `in_use` holds it for a moment, too
         yield
 
 
 def in_use(folder: Path) -> bool:
     """Return whether a process is training in a run directory now."""
     try:
-        if not (folder / "lock").is_file():  # opening anything else might wait for ever
-            return False
-        with (folder / "lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return locks.is_taken(folder / "lock")
     except OSError:
         return False
-    return False
 
 
 # Fields that decide which arrays a run's state consists of: no permission lets it go on with others.

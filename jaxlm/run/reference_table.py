@@ -1,13 +1,12 @@
 """A reference's log-probabilities of all pairs, computed once, kept on disk, and believed only after a second look."""
 
-import fcntl
 import hashlib
 import io
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 from jaxlm.config import to_dict
 from jaxlm.data.storage import cache_folder, storage_errors, sync_folder, write_atomically
 from jaxlm.errors import CheckpointError, DataError
+from jaxlm.locks import in_turn
 from jaxlm.model.config import ModelConfig
 from jaxlm.objective.preference import reference_log_probs
 from jaxlm.run import display
@@ -57,7 +57,8 @@ def log_prob_table(setup: Setup, fingerprint: str, model: ModelConfig, params: A
         with agreed("reference log-probabilities", timeout=DAY):
             if leading:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                held.enter_context(_locked(path, out))
+                waits = "waiting for another run that computes the same reference log-probabilities"
+                held.enter_context(in_turn(path.with_suffix(".lock"), lambda: out.print(waits)))
             kept = _read(path, decisive["pairs"])
         if all(gathered("cached log-probabilities", kept is not None)):
             with agreed("cached log-probabilities compared", timeout=3600):
@@ -102,17 +103,6 @@ class _Scorer:
         placed = self._setup.place(self._batches.batch(index))
         here = self.rows(index)
         return np.asarray(jax.device_get(self._program(self._params, placed))).reshape(-1, 2)[: here.stop - here.start]
-
-
-@contextmanager
-def _locked(path: Path, out: Any) -> Iterator[None]:
-    with open(path.with_suffix(".lock"), "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            out.print("waiting for another run that computes the same reference log-probabilities")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _partial(path: Path) -> Path:

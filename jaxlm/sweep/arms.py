@@ -25,7 +25,7 @@ PER_OBJECTIVE = ("loss", "perplexity")
 SAME_TASK = ("steps", "tokens", "data", "tokenizer", "objective")
 
 
-class Setup(NamedTuple):
+class Conditions(NamedTuple):
     """What runs share whose numbers mean the same; an empty text for what is not known."""
 
     tokenizer: str = ""
@@ -46,7 +46,7 @@ class Finished(NamedTuple):
     """A run that has come to its end, as it is compared."""
 
     rows: Rows
-    setup: Setup = Setup()
+    conditions: Conditions = Conditions()
     diverged: bool = False
     """Its end was that it diverged: its values are nan, whatever it measured before."""
 
@@ -84,10 +84,10 @@ class SpeedUp(NamedTuple):
     """Why there is none."""
 
 
-def setup_of(folder: Path, config: Mapping[str, Any], starts: Sequence[Mapping[str, Any]]) -> Setup:
+def conditions_of(folder: Path, config: Mapping[str, Any], starts: Sequence[Mapping[str, Any]]) -> Conditions:
     """Return what a run's numbers depend on, from its dotted configuration, its starts and the tokenizer it keeps."""
     if not config:
-        return Setup()
+        return Conditions()
     form = str(config.get("data.form", ""))
     deciding = ("data.form", *(("data.examples.train_on", "preference.") if form not in ("", "text") else ()))
     newest = starts[-1] if starts and isinstance(starts[-1], Mapping) else {}
@@ -97,7 +97,7 @@ def setup_of(folder: Path, config: Mapping[str, Any], starts: Sequence[Mapping[s
     pairs = 2 if form in ("preferences", "labels") else 1
     sizes = [config.get(name) for name in ("steps", "batch_size", "data.sequence_length")]
     known = all(type(size) is int for size in sizes)
-    return Setup(
+    return Conditions(
         tokenizer=_tokenizer(folder, config), objective=_text(objective) if objective else "",
         data=str(newest.get("data") or ""), devices=str(newest.get("devices") or ""),
         jax_version=str(versions.get("jax") or "") if isinstance(versions, Mapping) else "",
@@ -118,18 +118,18 @@ def _text(values: Mapping[str, Any]) -> str:
     return json.dumps(values, sort_keys=True, default=str)
 
 
-def unlike(pairs: Iterable[tuple[Setup, Setup]]) -> list[str]:
+def unlike(pairs: Iterable[tuple[Conditions, Conditions]]) -> list[str]:
     """Return in which respects any of these runs differ from their partners, as far as both are known."""
     made = list(pairs)
     return [
         name.replace("_", " ")
-        for place, name in enumerate(Setup._fields)
+        for place, name in enumerate(Conditions._fields)
         if any(one[place] and other[place] and one[place] != other[place] for one, other in made)
     ]
 
 
 def _unlike(arm: Runs, control: Runs) -> list[str]:
-    return unlike((arm[seed].setup, control[seed].setup) for seed in arm if seed in control)
+    return unlike((arm[seed].conditions, control[seed].conditions) for seed in arm if seed in control)
 
 
 def refusal(metric: str, differing: Sequence[str]) -> str:

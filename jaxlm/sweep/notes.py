@@ -44,11 +44,11 @@ def _of_several(entry: Entry) -> bool:
     return any(isinstance(code, str) and code[:CODE] != entry.run.name[-CODE:] for code in said)
 
 
-def said_of_setups(runs: Mapping[str, Runs], control: str) -> list[str]:
+def said_of_conditions(runs: Mapping[str, Runs], control: str) -> list[str]:
     """Say in which respects arms are no like for like with the control, seed by seed, and why they have no speed-up."""
     notes = []
     for arm, mine in runs.items():
-        common = [(mine[seed].setup, runs[control][seed].setup) for seed in mine if seed in runs[control]]
+        common = [(mine[seed].conditions, runs[control][seed].conditions) for seed in mine if seed in runs[control]]
         if differing := unlike(common):
             notes.append(f"{arm} and {control} differ in {', '.join(differing)}: compare them with care.")
         if arm != control and (speed := speed_up(mine, runs[control])) and speed.why:

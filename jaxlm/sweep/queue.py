@@ -6,7 +6,6 @@ a process dies with the sweep that started it. Where that was killed outright, n
 
 import contextlib
 import dataclasses
-import fcntl
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Literal
 
+from jaxlm import locks
 from jaxlm.errors import ConfigError
 from jaxlm.launch.supervise import LAST_LINES, Death
 from jaxlm.run.directory import CONFIG, METRICS, in_use
@@ -196,15 +196,9 @@ def _claimed(run: Path) -> IO | None:
     """Return the open lock that claims a run for this process, or None where another has it; it is let go of when closed."""
     try:
         run.mkdir(parents=True, exist_ok=True)
-        claim = (run / CLAIM).open("w")
+        return locks.take(run / CLAIM)
     except OSError as fault:
         raise ConfigError(f"{run} cannot be written: {fault.strerror}. Choose another place with --runs") from fault
-    try:
-        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        claim.close()
-        return None
-    return claim
 
 
 def _write_down(child: _Child, step: int) -> None:

@@ -17,12 +17,12 @@ import numpy as np
 
 from jaxlm.data.storage import write_atomically
 from jaxlm.errors import CheckpointError
-from jaxlm.eval.comparison import Effect, describe, summary
+from jaxlm.eval.comparison import Effect, describe, describe_mean, summary
 from jaxlm.run.directory import METRICS, read_starts
 from jaxlm.run.metrics import each_row, without_nan
 from jaxlm.run.standing import standing
-from jaxlm.sweep.arms import Comparison, Finished, Runs, compare, plain_number, setup_of, speed_up, unmeasured
-from jaxlm.sweep.notes import said_of_differences, said_of_runs, said_of_setups, title
+from jaxlm.sweep.arms import Comparison, Finished, Runs, compare, conditions_of, plain_number, speed_up, unmeasured
+from jaxlm.sweep.notes import said_of_conditions, said_of_differences, said_of_runs, title
 from jaxlm.sweep.read import Entry, Record, read_record
 
 # What is said of routers: a field of training rows, its column, over the whole run or at its end, and in which unit.
@@ -65,7 +65,7 @@ def tabulate_record(record: Record, metrics: Sequence[str] = ("loss",)) -> Table
         made["metrics"] = {metric: _metric(each[arm]) for metric, each in compared.items()}
         made["failed"] = {str(seed): why for seed, why in failed[arm].items()}
         arms.append(made | {"tokens": found[arm].tokens})
-    notes = [*said_of_runs(record, runs, failed), *said_of_setups(runs, record.control)]
+    notes = [*said_of_runs(record, runs, failed), *said_of_conditions(runs, record.control)]
     notes += unmeasured(metrics, (run.rows for each in runs.values() for run in each.values()))
     notes += [note for metric in metrics for note in said_of_differences(arms, metric)]
     numbers = {"name": record.name, "control": record.control, "metrics": list(metrics), "arms": arms, "notes": notes}
@@ -103,7 +103,7 @@ def _read_arm(entries: Sequence[Entry]) -> _Read:
             failed[entry.seed] = _short(str(fault))
             continue
         starts = read_starts(entry.run)
-        runs[entry.seed] = Finished(rows, setup_of(entry.run, stand.config, starts), stand.diverged)
+        runs[entry.seed] = Finished(rows, conditions_of(entry.run, stand.config, starts), stand.diverged)
         for field, value in measured.items():
             routers[field].append(value)
         hours += stand.seconds / 3600
@@ -195,14 +195,7 @@ def _effect(values: Mapping[str, Any]) -> Effect:
 
 
 def _interval(values: Mapping[str, Any] | None, digits: int) -> str:
-    if values is None:
-        return "-"
-    if values["mean"] is None:
-        return "not finite"
-    mean = f"{values['mean']:.{digits}f}"
-    if values["low"] is None:
-        return mean
-    return f"{mean} ({values['low']:.{digits}f} to {values['high']:.{digits}f})"
+    return describe_mean(_effect(values), digits) if values else "-"
 
 
 def write_table(folder: Path, table: Table) -> None:

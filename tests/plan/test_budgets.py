@@ -18,7 +18,7 @@ from jaxlm.model.config import ModelConfig
 from jaxlm.model.moe_config import MoeConfig
 from jaxlm.model.presets import llama_1b, llama_125m
 from jaxlm.plan.collectives import summary
-from jaxlm.plan.compiled import compile_step
+from jaxlm.plan.compiled import compile_for
 from jaxlm.plan.costs import ProgramCosts, difference
 from jaxlm.plan.estimate import estimate
 from jaxlm.plan.topology import parse_topology
@@ -59,7 +59,7 @@ def point(request):
     model, rows, mesh, name = POINTS[request.param]
     topology, _ = parse_topology(name)
     run = experiment(model(), rows, mesh)
-    compiled = compile_step(run, topology, stage="schedule")
+    compiled = compile_for(run, topology, stage="schedule")
     wire = {f"{row.kind} over {' x '.join(row.axes)}": row.wire_bytes for row in summary(compiled.costs.collectives)}
     found = {
         "memory": compiled.facts["laid_out"],
@@ -134,7 +134,7 @@ def test_the_compiler_s_cycles_stay_within_their_budget():
     point = "125m on v5e:4x4, data 16"
     model, rows, mesh, topology_name = POINTS[point]
     run = experiment(model(), rows, mesh)
-    costs = compile_step(run, parse_topology(topology_name)[0], stage="code").costs
+    costs = compile_for(run, parse_topology(topology_name)[0], stage="code").costs
     name, found = f"cycles of {point}", {"cycles": costs.cycles, "costs": smaller(costs).to_json()}
     record(name, found)
     budget = json.loads(BUDGETS.read_text())[name]

@@ -16,7 +16,7 @@ from rich.console import Console
 from jaxlm.errors import CheckpointError, ConfigError
 from jaxlm.report import live, live_record
 from jaxlm.report.live import RunSubject, SweepSubject, watch
-from jaxlm.report.live_record import Appended, Followed
+from jaxlm.report.live_record import Followed, NewRows
 from jaxlm.report.live_view import clock
 from jaxlm.report.terminal_plot import Curve, bars, plot, sparkline
 from jaxlm.run.metrics import keep_rows_before
@@ -69,7 +69,7 @@ def drawn(frame, width=110, height=40):
 
 def test_only_what_was_appended_is_read_and_a_file_written_anew_from_its_beginning(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    tail = Appended(path)
+    tail = NewRows(path)
     assert tail.read() == ([], False, True)
     path.write_text(row(0, loss=3.0) + row(1, loss=2.0) + '{"step": 2, "spl')
     assert [r["step"] for r in tail.read()[0]] == [0, 1]
@@ -95,7 +95,7 @@ def test_a_long_record_is_read_a_stretch_at_a_time(tmp_path, monkeypatch):
     path.write_text("".join(row(step, loss=1.0) for step in range(100)) + "x" * 9000 + "\n" + row(100, loss=2.0))
     monkeypatch.setattr(live_record, "_AT_ONCE", 400)
     monkeypatch.setattr(live_record, "_LONGEST", 4000)
-    tail, steps, shares, ended = Appended(path), [], [], False
+    tail, steps, shares, ended = NewRows(path), [], [], False
     while not ended:
         rows, _, ended = tail.read()
         steps += [r["step"] for r in rows]

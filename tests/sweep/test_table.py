@@ -11,7 +11,7 @@ from rich.console import Console
 from jaxlm.config import to_dict
 from jaxlm.eval.comparison import paired
 from jaxlm.launch.local import Local
-from jaxlm.sweep.arms import Finished, Setup, compare, last, speed_up, steps_to
+from jaxlm.sweep.arms import Conditions, Finished, compare, last, speed_up, steps_to
 from jaxlm.sweep.display import SweepDisplay
 from jaxlm.sweep.queue import Queue
 from jaxlm.sweep.read import load_sweep, settle, write_record
@@ -239,9 +239,9 @@ def test_order_and_interruptions_do_not_show(sweep_file, trainer, tmp_path):
     assert tables[0] == tables[1] and b'"planned": 2' in tables[0][0]
 
 
-def validated(*losses, setup=Setup(), **more):
+def validated(*losses, conditions=Conditions(), **more):
     """A finished run with these validation losses at steps 10, 20 and so on."""
-    return Finished([{"step": 10 * (i + 1), "split": "validation", "loss": v} | more for i, v in enumerate(losses)], setup)
+    return Finished([{"step": 10 * (i + 1), "split": "validation", "loss": v} | more for i, v in enumerate(losses)], conditions)
 
 
 def test_speed_up_is_of_first_crossings():
@@ -260,17 +260,17 @@ def test_speed_up_is_of_first_crossings():
 
 
 def test_what_differs_in_kind_is_not_compared():
-    bytes_, words = (Setup(tokenizer=name, objective="text", steps="20") for name in ("bytes", "words"))
-    runs = {"control": {0: validated(4.0, 3.0, bits_per_byte=1.0, setup=bytes_)}}
-    runs["words"] = {0: validated(6.0, 5.0, bits_per_byte=0.9, setup=words)}
-    runs["long"] = {0: validated(4.0, 2.0, setup=bytes_._replace(steps="40"))}
-    runs["pairs"] = {0: validated(0.7, 0.5, setup=bytes_._replace(objective="preferences"))}
+    bytes_, words = (Conditions(tokenizer=name, objective="text", steps="20") for name in ("bytes", "words"))
+    runs = {"control": {0: validated(4.0, 3.0, bits_per_byte=1.0, conditions=bytes_)}}
+    runs["words"] = {0: validated(6.0, 5.0, bits_per_byte=0.9, conditions=words)}
+    runs["long"] = {0: validated(4.0, 2.0, conditions=bytes_._replace(steps="40"))}
+    runs["pairs"] = {0: validated(0.7, 0.5, conditions=bytes_._replace(objective="preferences"))}
     loss = compare(runs, "control", "loss")
     assert loss["words"].difference is None and "bits_per_byte" in loss["words"].refused and loss["words"].mean.mean == 5.0
     assert loss["pairs"].difference is None and loss["long"].difference.mean == -1.0
     assert compare(runs, "control", "bits_per_byte")["words"].difference.mean == pytest.approx(-0.1)
-    wide = {0: validated(4.0, 2.0, setup=bytes_._replace(tokens="99"))}
-    assert speed_up(wide, {0: validated(4.0, 3.0, setup=bytes_._replace(tokens="98"))}).why == "differs in tokens"
+    wide = {0: validated(4.0, 2.0, conditions=bytes_._replace(tokens="99"))}
+    assert speed_up(wide, {0: validated(4.0, 3.0, conditions=bytes_._replace(tokens="98"))}).why == "differs in tokens"
     for arm, word in (("words", "tokenizer"), ("long", "steps"), ("pairs", "objective")):
         assert speed_up(runs[arm], runs["control"]).why == f"differs in {word}"
 
