@@ -20,7 +20,7 @@ from benchmarks.soak_faults import Broken
 from jaxlm.run.metrics import read_rows
 from jaxlm.run.standing import standing
 from jaxlm.sweep.index import INDEX
-from jaxlm.train import checkpoint
+from jaxlm.train import checkpoint, checksums
 from jaxlm.train.saved import saved_steps
 
 TIMES = {"tokens_per_second", "step_seconds", "data_wait_seconds"}
@@ -202,7 +202,7 @@ def readable(home: Path) -> None:
             raise Broken(f"{saves.parent} is {found.kind}: {found.why}")
         read_rows(saves.parent / "metrics.jsonl")
         for step in saved_steps(saves):
-            if wrong := checkpoint.damage(saves / str(step)):
+            if wrong := checksums.damage(saves / str(step)):
                 raise Broken(f"checkpoint {saves / str(step)}: {wrong}")
             checkpoint.description(saves, step)
         if (saves.parent / "damaged").exists():

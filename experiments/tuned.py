@@ -23,8 +23,8 @@ from jaxlm.objective.preference import reference_log_probs
 from jaxlm.run.display import quiet_libraries
 from jaxlm.run.loop import train
 from jaxlm.run.memory import keep_freed_memory
-from jaxlm.run.metrics import read_rows
 from jaxlm.run.open import OpenRun
+from jaxlm.run.standing import is_complete, standing
 
 
 def start() -> None:
@@ -54,8 +54,7 @@ def kept(path: Path, compute: Callable[[], Any]) -> Any:
 def trained(experiment: Experiment, runs: Path) -> Path:
     """Return the folder of the finished run, having trained it, or what was left of it, where that is not done yet."""
     folder = run_folder(runs, experiment)
-    ended = any(row["split"] == "train" and row["step"] == experiment.steps - 1 for row in read_rows(folder / "metrics.jsonl"))
-    if not (ended and (folder / "summary.md").exists()):
+    if not is_complete(standing(folder)):
         train(experiment, folder)
     return folder
 

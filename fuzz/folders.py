@@ -25,7 +25,7 @@ from jaxlm.sweep.index import INDEX, find_runs
 from jaxlm.sweep.listing import Columns, cell, differing, rows_of, sort_by, to_csv, to_json
 from jaxlm.sweep.read import RECORD, read_record
 from jaxlm.sweep.trials import RUNS
-from jaxlm.train import checkpoint
+from jaxlm.train import checkpoint, checksums
 
 _KINDS = {
     "finished", "running", "stopped", "failed", "empty", "imported", "broken", "foreign"
@@ -97,7 +97,7 @@ def _read_run(folder: Path) -> bool:
         with contextlib.suppress(JaxlmError):
             read(folder)
             good += 1
-    checkpoint.damage(folder / "checkpoints" / "10")
+    checksums.damage(folder / "checkpoints" / "10")
     return good > 3
 
 
@@ -238,7 +238,7 @@ def _read_checkpoint(folder: Path) -> None:
 
     saves = folder / "checkpoints"
     checkpoint.saved_steps(saves)
-    checkpoint.damage(saves / "3")
+    checksums.damage(saves / "3")
     checkpoint.fingerprint(saves, 3)
     checkpoint.description(saves, 3)
     checkpoint.compare(saves, 3, {"params": {"w": jax.ShapeDtypeStruct((4,), np.float32)}})

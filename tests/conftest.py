@@ -54,5 +54,5 @@ def own_caches(tmp_path_factory):
 
 
 def pytest_collection_finish():
-    """Let Python look for cycles rarely: traced programs are millions of objects that live on, and looking was a tenth of all."""
+    """Have Python look for cycles rarely: of the millions of objects that tracing makes nearly all live on."""
     gc.set_threshold(50_000, 20, 50)

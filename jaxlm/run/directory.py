@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # it brings JAX, and listing thousands of runs should not wai
     from jaxlm.experiment import Experiment
 
 CONFIG, RECORD, METRICS, CHECKPOINTS, TOKENIZER = "config.json", "run.json", "metrics.jsonl", "checkpoints", "tokenizer.model"
+SUMMARY = "summary.md"
+"""What a run leaves last of all."""
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "array_record", "sentencepiece", "numpy")
 
 

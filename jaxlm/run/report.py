@@ -13,6 +13,7 @@ from jaxlm import param
 from jaxlm.data.storage import write_atomically
 from jaxlm.decode.generate import generate_text
 from jaxlm.decode.sampling import Sampling
+from jaxlm.run.directory import SUMMARY
 from jaxlm.run.display import number_of
 from jaxlm.run.router_report import draw_routers
 from jaxlm.run.setup import Setup
@@ -152,7 +153,7 @@ def write_summary(
     lines += ["", "![curves](curves.png)", "", *(["## Samples", ""] if samples else [])]
     for prompt, text in samples:
         lines += ["```", prompt + text, "```", ""]
-    write_atomically(folder / "summary.md", "\n".join(lines))
+    write_atomically(folder / SUMMARY, "\n".join(lines))
     table = Table(box=None, show_header=False)
     for name, value in facts.items():
         table.add_row(name, value)
@@ -163,6 +164,6 @@ def write_summary(
         out.print(text, markup=False, soft_wrap=True)
     out.rule(style="dim")
     out.print(
-        f"curves: {folder / 'curves.png'}    record: {folder / 'metrics.jsonl'}    summary: {folder / 'summary.md'}",
+        f"curves: {folder / 'curves.png'}    record: {folder / 'metrics.jsonl'}    summary: {folder / SUMMARY}",
         soft_wrap=True,
     )

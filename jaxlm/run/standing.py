@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from jaxlm.config import digest, flatten, from_dict
 from jaxlm.errors import ConfigError, DivergedError
 from jaxlm.run import goodput
-from jaxlm.run.directory import CHECKPOINTS, CONFIG, METRICS, RECORD, in_use
+from jaxlm.run.directory import CHECKPOINTS, CONFIG, METRICS, RECORD, SUMMARY, in_use
 from jaxlm.run.failure import FAILURE
 from jaxlm.run.objects import check_regular, explain, read_object
 from jaxlm.run.tail import Tail, read_tail
@@ -96,6 +96,11 @@ def sentence(found: Standing) -> str:
     }.get(found.kind, found.kind)
     link = {"stopped": "; ", "failed": ": ", "broken": ": ", "foreign": ": "}.get(found.kind, ", ")
     return words + (link + found.why if found.why else "")
+
+
+def is_complete(found: Standing) -> bool:
+    """Return whether a run has nothing left to do: it is finished, and its summary, which comes last, is there."""
+    return found.kind == "finished" and _exists(found.folder / SUMMARY)
 
 
 class _Facts(NamedTuple):

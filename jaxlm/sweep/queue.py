@@ -22,7 +22,7 @@ from jaxlm.errors import ConfigError
 from jaxlm.launch.supervise import LAST_LINES, Death
 from jaxlm.run.directory import CONFIG, METRICS, in_use
 from jaxlm.run.failure import FAILURE, forget_failure, write_failure
-from jaxlm.run.standing import Standing, standing
+from jaxlm.run.standing import Standing, is_complete, standing
 from jaxlm.sweep.display import SweepDisplay
 from jaxlm.sweep.share import Share
 
@@ -137,7 +137,7 @@ class Queue:
                 self._display.say(f"{work.label}: another process is training it in {work.run}; waiting for that to end")
             self._elsewhere.append(work)
             return
-        if standing(work.run).kind == "finished":
+        if is_complete(standing(work.run)):
             claim.close()
             self._end(work, "finished", "finished by another process")
             return
@@ -169,7 +169,7 @@ class Queue:
         work, status = child.work, child.process.returncode
         stand = standing(work.run)
         if status == 0 and stand.kind != "failed":
-            done = stand.kind == "finished"
+            done = is_complete(stand)
             self._end(work, "finished" if done else "stopped", "" if done else f"stopped at step {stand.step} of {work.steps}")
         elif self._asked and status in (-signal.SIGTERM, -signal.SIGKILL):
             self._end(work, "stopped", f"stopped at step {stand.step} of {work.steps}")

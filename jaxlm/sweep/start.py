@@ -17,7 +17,7 @@ from jaxlm.launch.start import launch
 from jaxlm.run.display import console
 from jaxlm.run.loop import stop_signals
 from jaxlm.run.sources import training_files
-from jaxlm.run.standing import sentence, standing
+from jaxlm.run.standing import is_complete, sentence, standing
 from jaxlm.sweep.asked import Asked, open_sweep
 from jaxlm.sweep.display import SweepDisplay
 from jaxlm.sweep.elsewhere import job_of, options_of, submit
@@ -73,7 +73,7 @@ def _left(record: Record, asked: Asked, out: Console, here: bool) -> list[Entry]
     left, others = [], 0
     for entry in _trials(record, asked.only):
         stand = standing(entry.run)
-        if stand.kind == "finished":
+        if is_complete(stand):
             continue
         said = ""
         if stand.diverged and not asked.retry:
@@ -123,7 +123,7 @@ def _train(
 ) -> int:  # fmt: skip
     """Train trials on this machine; return the exit status."""
     trials = _trials(record, asked.only)
-    done = sum(standing(entry.run).kind == "finished" for entry in trials)
+    done = sum(is_complete(standing(entry.run)) for entry in trials)
     out.print(
         f"{record.name}: {done} of {len(trials)} trials finished, {len(left)} to do, {len(parts)} at a time, "
         f"in {left[0].run.parent}", markup=False, soft_wrap=True,

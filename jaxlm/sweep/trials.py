@@ -12,7 +12,8 @@ from jaxlm.data.prepare import data_key
 from jaxlm.experiment import FREE_FIELDS, Experiment
 from jaxlm.function_file import identity
 from jaxlm.run.sources import code_digest
-from jaxlm.train.checkpoint import CHECKSUMS, saved_steps
+from jaxlm.train.checksums import CHECKSUMS
+from jaxlm.train.saved import saved_steps
 
 RUNS = "trials"  # the folder, beside the sweeps' own, of the runs that all sweeps share
 _RECIPE, CODE = 10, 6  # hexadecimal digits of a run's name that stand for what was asked, and for the code that did it

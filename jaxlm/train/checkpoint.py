@@ -13,12 +13,11 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from jaxlm.config import read_json
-from jaxlm.data.storage import write_atomically
 from jaxlm.errors import CheckpointError
+from jaxlm.train.checksums import CHECKSUMS, checksums, damage, write_checksums
+from jaxlm.train.save_faults import SaveFaults
 from jaxlm.train.saved import saved_steps
 from jaxlm.train.step import TrainState
-
-CHECKSUMS = "checksums.json"
 
 
 class CheckpointWriter:
@@ -37,6 +36,7 @@ class CheckpointWriter:
         self.last_step = max(saved_steps(folder), default=-1)
         self._pending: threading.Thread | None = None
         self._fault: BaseException | None = None
+        self._heard = SaveFaults() if jax.process_count() > 1 else None
         self._orbax = ocp.training.Checkpointer(
             folder.absolute(), preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
         )
@@ -83,7 +83,10 @@ class CheckpointWriter:
     def wait(self) -> None:
         """Return when nothing is being written; raise CheckpointError where a save failed."""
         if self._pending is not None:
-            self._pending.join()
+            if self._heard is None:
+                self._pending.join()
+            elif fault := self._heard.until_done(self._pending):
+                raise self._explain(fault)
             self._pending = None
         if self._fault is not None:
             fault, self._fault = self._fault, None
@@ -95,9 +98,13 @@ class CheckpointWriter:
             self.wait()
         finally:
             try:
-                self._orbax.close()
+                if self._pending is None:  # else Orbax waits for processes that will not come
+                    self._orbax.close()
             except Exception as fault:  # it raises once more what a save has failed with
                 raise self._explain(fault) from fault
+            finally:
+                if self._heard is not None:
+                    self._heard.close()
 
     def _explain(self, fault: BaseException) -> CheckpointError:
         free = shutil.disk_usage(self.folder).free / 2**20
@@ -204,7 +211,7 @@ def fingerprint(folder: Path, step: int) -> str:
     """Return a hash of the files of the checkpoint at `step`; CheckpointError where there is none that can be read."""
     path = folder / str(step)
     try:
-        sums = read_json((path / CHECKSUMS).read_bytes()) if (path / CHECKSUMS).exists() else _checksums(path)
+        sums = read_json((path / CHECKSUMS).read_bytes()) if (path / CHECKSUMS).exists() else checksums(path)
     except (OSError, ValueError) as fault:
         raise CheckpointError(f"checkpoint {path} cannot be read: {fault}") from fault
     return hashlib.blake2b(json.dumps(sums, sort_keys=True).encode(), digest_size=16).hexdigest()
@@ -249,40 +256,3 @@ def set_aside(folder: Path, step: int) -> Path:
     target = next(p for n in range(1, 1_000_000) if not (p := aside / f"{step}-{n}").exists())
     (folder / str(step)).rename(target)
     return target
-
-
-def write_checksums(path: Path) -> None:
-    """Record size and hash of every file of a finished checkpoint, so that later damage is noticed."""
-    write_atomically(path / CHECKSUMS, json.dumps(_checksums(path)))
-
-
-def _checksums(path: Path) -> dict[str, list[Any]]:
-    files = [f for f in sorted(path.rglob("*")) if f.is_file() and not f.name.startswith((CHECKSUMS, f".{CHECKSUMS}"))]
-    return {str(f.relative_to(path)): [f.stat().st_size, _hash(f)] for f in files}
-
-
-def damage(path: Path) -> str | None:
-    """Return what is wrong with a checkpoint's files, or None. Without checksums (killed in between) Orbax decides."""
-    if not path.is_dir():
-        return "the folder is missing"
-    try:
-        sums = read_json((path / CHECKSUMS).read_bytes())
-        entries = [(str(name), int(size), str(digest)) for name, (size, digest) in sums.items()]
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, AttributeError, TypeError, OverflowError):
-        return f"{CHECKSUMS} cannot be read"
-    for name, size, digest in entries:
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes instead of {size}"
-        if _hash(file) != digest:
-            return f"{name} has changed since it was written"
-    return None
-
-
-def _hash(file: Path) -> str:
-    with file.open("rb") as source:
-        return hashlib.file_digest(source, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

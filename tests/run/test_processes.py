@@ -34,17 +34,22 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def start(experiment_file, tmp_path_factory):
-    """Return start(folder, *options, count, devices), which starts the processes of a run; each option may be one a process."""
+    """Return start(folder, *options, count, devices, small), which starts the processes of a run.
+
+    Each option may be one a process; process `small` finds no room for its part of a checkpoint.
+    """
     logs = tmp_path_factory.mktemp("logs")
     started = []
 
-    def start(folder, *options, count=2, devices=4):
+    def start(folder, *options, count=2, devices=4, small=None):
         where = f"127.0.0.1:{free_port()}"
         group = []
         for index in range(count):
             given = [option[index] if isinstance(option, tuple) else option for option in options]
             command = [sys.executable, "-m", "jaxlm", "train", str(experiment_file), "--run-dir", str(folder), *EXPERIMENT]
             command += ["--mesh.cpu-devices", str(devices), "--log.no-tensorboard", *given]
+            if index == small:  # no file of this process can be longer than 32 KiB
+                command = ["bash", "-c", 'ulimit -f 32 && exec "$@"', "bash", *command]
             settings = {"JAXLM_COORDINATOR": where, "JAXLM_NUM_PROCESSES": str(count), "JAXLM_PROCESS_ID": str(index)}
             with (logs / str(len(started))).open("w") as log:
                 process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | settings)
@@ -140,6 +145,15 @@ def test_a_fault_of_one_process_reaches_all_before_any_device_is_used(start, tmp
     assert statuses == [2, 2] and time.monotonic() - began < 100
     assert "process 1: model.hidden_size = 33 does not divide" in outputs[0]
     assert "error" not in outputs[1] and not (tmp_path / "run").exists()
+
+
+def test_a_save_that_fails_for_one_process_ends_all_at_once(start, tmp_path):
+    """Orbax alone has the others wait for five minutes and more for the part that is not there."""
+    began = time.monotonic()
+    statuses, outputs = ended(start(tmp_path / "run", devices=1, small=1), within=120)
+    assert statuses == [2, 2] and time.monotonic() - began < 100, outputs
+    assert "process 1 has failed: could not write a checkpoint" in outputs[0]
+    assert "process 1: error: could not write a checkpoint" in outputs[1] and "File too large" in outputs[1]
 
 
 def test_a_coordinator_that_is_not_there_is_named():

@@ -74,9 +74,12 @@ with (run / "metrics.jsonl").open("w") as metrics:
         if (step + 1) % 5 == 0:
             metrics.write(json.dumps({"step": step + 1, "split": "validation", "loss": loss}) + "\\n")
         metrics.flush()
+        first = step + 1
         if told:
             break
-    (run / "checkpoints" / str(step + 1)).mkdir(exist_ok=True)
+    (run / "checkpoints" / str(first)).mkdir(exist_ok=True)
+if first == asked["steps"]:
+    (run / "summary.md").write_text("")
 print("done", flush=True)
 """
 

@@ -49,6 +49,10 @@ def test_all_are_trained_and_what_is_finished_is_not_trained_again(works, traine
     assert run(works) == ["finished"] * 4
     assert trainer.starts == []
     assert "intermediate_size=64, seed 0: finished by another process (1 of 4 trials finished)" in capfd.readouterr().err
+    (works[2].run / "summary.md").unlink()  # as where a process was killed after its last save
+    assert standing(works[2].run).kind == "finished"
+    assert run(works) == ["finished"] * 4
+    assert len(trainer.starts) == 1 and (works[2].run / "summary.md").exists()
 
 
 def test_one_that_fails_ends_no_other_and_is_tried_again_from_where_it_was(works, trainer, capfd):
