@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 DRAWING = ROOT / "docs" / "rooms.svg"
 # What a room is for, in the fewest words.
 ABOUT = {
-    "errors": "faults a user can mend", "trust": "code that may run", "imported": "what a file imports",
-    "function_file": "functions of a user's file",
+    "errors": "faults a user can mend", "locks": "whose a folder is", "trust": "code that may run",
+    "imported": "what a file imports", "function_file": "functions of a user's file",
     "config": "checked dataclasses", "layout": "mesh, logical axes",
     "hardware": "what chips can do", "param": "a weight before it exists", "ops": "numerics on arrays",
     "data": "text to batches", "model": "spec and forward",
@@ -96,21 +96,21 @@ def draw() -> bytes:
     edges = arrows(found)
     places = _places(edges, list(found))
     xs, ys = zip(*places.values(), strict=True)
-    figure, axes = pyplot.subplots(figsize=(1.15 * (max(xs) - min(xs) + 2.2), 0.78 * (max(ys) + 1)))
+    figure, axes = pyplot.subplots(figsize=(1.15 * (max(xs) - min(xs) + 2.2), 0.78 * (max(ys) + 1)), dpi=72)  # as SVG is drawn
     boxes = {}
     for room, (x, y) in places.items():
         box = {"boxstyle": "round,pad=0.4", "facecolor": "#eef3fa", "edgecolor": "#3b5b92", "linewidth": 0.9}
         boxes[room] = axes.text(
             x, y, f"{room}\n{ABOUT[room]}", ha="center", va="center", fontsize=8.5, bbox=box, linespacing=1.35, zorder=2
         ).get_bbox_patch()
-    for room, to in edges:
-        ends = {"patchA": boxes[room], "patchB": boxes[to], "shrinkA": 0, "shrinkB": 0}
-        axes.annotate(
-            "", places[to], places[room], arrowprops={"arrowstyle": "-|>", "color": "#6b7a90", "linewidth": 0.9} | ends
-        )
     axes.set_xlim(min(xs) - 1.1, max(xs) + 1.1)
     axes.set_ylim(-0.5, max(ys) + 0.5)
     axes.axis("off")
+    figure.canvas.draw()  # from here on the boxes know where they are, and arrows end at them
+    for room, to in edges:
+        ends = {"patchA": boxes[room], "patchB": boxes[to], "shrinkA": 0, "shrinkB": 0}
+        style = {"arrowstyle": "-|>", "color": "#6b7a90", "linewidth": 0.9}
+        axes.annotate("", places[to], places[room], arrowprops=style | ends, zorder=1)  # behind the boxes on its way
     file = io.BytesIO()
     figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None, "Description": describe()})
     pyplot.close(figure)

@@ -40,5 +40,5 @@ def test_the_drawing_is_of_todays_sources():
 
 
 def test_the_order_of_the_rooms_is_the_one_that_is_kept():
-    line = re.search(r"^`(errors < .*)`$", MAP.read_text(), re.MULTILINE)[1]
+    line = re.search(r"^`(errors, .*)`$", MAP.read_text(), re.MULTILINE)[1]
     assert [set(rooms.split(", ")) for rooms in line.split(" < ")] == ORDER[:-1]

@@ -9,11 +9,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Each room may import from those before it and from itself.
 ORDER = [
-    {"errors"}, {"trust", "imported"}, {"function_file"}, {"config"}, {"layout", "hardware"}, {"param"}, {"ops", "data"},
-    {"model"}, {"interop"}, {"objective", "decode"}, {"train", "eval"}, {"experiment"}, {"experiment_file"}, {"run"},
-    {"analysis"}, {"plan"}, {"launch"}, {"sweep"}, {"report"}, {"commands"}, {"cli"}, {"__main__"},
+    {"errors", "locks"}, {"trust", "imported"}, {"function_file"}, {"config"}, {"layout", "hardware"}, {"param"},
+    {"ops", "data"}, {"model"}, {"interop"}, {"objective", "decode"}, {"train", "eval"}, {"experiment"}, {"experiment_file"},
+    {"run"}, {"analysis"}, {"plan"}, {"launch"}, {"sweep"}, {"report"}, {"commands"}, {"cli"}, {"__main__"},
 ]  # fmt: skip
-DATA_MAY = {"errors", "trust", "config", "layout", "data"}
+DATA_MAY = {"errors", "locks", "trust", "config", "layout", "data"}
 OPS_MAY = {"ops"}
 
 

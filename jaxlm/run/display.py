@@ -25,6 +25,7 @@ from rich.progress import (
 )
 
 from jaxlm.run.tail import finite
+from jaxlm.train.save_faults import without_late_writes
 
 # Seconds between lines where there is no terminal to redraw.
 QUIET_INTERVAL = 10.0
@@ -44,6 +45,7 @@ def quiet_libraries(process: int | None = None) -> None:
     orbax.setLevel(logging.ERROR)
     orbax.propagate = False
     orbax.addHandler(logging.NullHandler())
+    sys.unraisablehook = without_late_writes(sys.unraisablehook)
 
 
 class TrainingDisplay:

@@ -6,6 +6,8 @@ minutes pass until all give up, and then none of them says that a disk was full.
 
 import logging
 import threading
+from collections.abc import Callable
+from typing import Any
 
 LOOK = 0.2  # seconds
 
@@ -35,3 +37,16 @@ class SaveFaults(logging.Handler):
         """Listen no more."""
         self._logger.removeHandler(self)
         super().close()
+
+
+def without_late_writes(shown: Callable[[Any], object]) -> Callable[[Any], object]:
+    """Return a `sys.unraisablehook` that is silent where a file of a save that failed by then comes to its end.
+
+    Nobody waits for it any more; TensorStore would print a trace for each such file.
+    """
+
+    def hook(unraisable: Any) -> None:
+        if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+            shown(unraisable)
+
+    return hook
