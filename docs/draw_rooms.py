@@ -96,7 +96,8 @@ def draw() -> bytes:
     edges = arrows(found)
     places = _places(edges, list(found))
     xs, ys = zip(*places.values(), strict=True)
-    figure, axes = pyplot.subplots(figsize=(1.15 * (max(xs) - min(xs) + 2.2), 0.78 * (max(ys) + 1)), dpi=72)  # as SVG is drawn
+    figure, axes = pyplot.subplots(figsize=(1.02 * (max(xs) - min(xs) + 2.2), 0.7 * (max(ys) + 1)), dpi=72)  # as SVG is drawn
+    figure.subplots_adjust(0, 0, 1, 1)
     boxes = {}
     for room, (x, y) in places.items():
         box = {"boxstyle": "round,pad=0.4", "facecolor": "#eef3fa", "edgecolor": "#3b5b92", "linewidth": 0.9}
@@ -112,7 +113,7 @@ def draw() -> bytes:
         style = {"arrowstyle": "-|>", "color": "#6b7a90", "linewidth": 0.9}
         axes.annotate("", places[to], places[room], arrowprops=style | ends, zorder=1)  # behind the boxes on its way
     file = io.BytesIO()
-    figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None, "Description": describe()})
+    figure.savefig(file, format="svg", metadata={"Date": None, "Description": describe()})
     pyplot.close(figure)
     return file.getvalue()
 
