@@ -6,7 +6,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from fuzz.mutate import Files, by_name, dump, mutated, odd, one_of
+from fuzz.mutate import Files, by_name, one_of
 from fuzz.target import Target, folder_files, made_in_a_folder
 from jaxlm.analysis.findings import findings
 from jaxlm.analysis.measure import Measure
@@ -200,50 +200,6 @@ def _read_records(folder: Path) -> bool:
     return True
 
 
-# ---- what Orbax keeps of a checkpoint
-
-
-def _checkpoint_seeds(folder: Path) -> list[Files]:
-    """Return a checkpoint of one small array, with its description, as training writes it."""
-    import jax
-    import numpy as np
-
-    from jaxlm.layout import make_mesh
-
-    with jax.set_mesh(make_mesh({}, jax.devices()[:1])):
-        writer = checkpoint.CheckpointWriter(folder / "checkpoints", keep=1)
-        writer.save_params({"w": jax.device_put(np.arange(4.0, dtype=np.float32))}, 3, {"jaxlm": "0", "model": {"a": 1}})
-        writer.close()
-    return [folder_files(folder)]
-
-
-def _checkpoint(rng: Random, seeds: list[Files]) -> Files:
-    files = dict(seeds[0])
-    name = rng.choice([name for name in files if not name.endswith("/")])
-    is_json = files[name][:1] in (b"{", b"[")
-    files[name] = by_name(rng, "x.json", files[name]) if is_json else mutated(rng, files[name])
-    if rng.random() < 0.3:
-        sums = json.loads(files["checkpoints/3/checksums.json"]) if name != "checkpoints/3/checksums.json" else {}
-        if not isinstance(sums, dict) or rng.random() < 0.2:
-            files.pop("checkpoints/3/checksums.json")
-        else:
-            files["checkpoints/3/checksums.json"] = dump(sums | {name: [rng.choice((0, 2**63, -1)), odd(rng)]})
-    return files
-
-
-def _read_checkpoint(folder: Path) -> None:
-    """Read what a checkpoint says of itself, and hold it against what a model asks for; no array is read."""
-    import jax
-    import numpy as np
-
-    saves = folder / "checkpoints"
-    checkpoint.saved_steps(saves)
-    checksums.damage(saves / "3")
-    checkpoint.fingerprint(saves, 3)
-    checkpoint.description(saves, 3)
-    checkpoint.compare(saves, 3, {"params": {"w": jax.ShapeDtypeStruct((4,), np.float32)}})
-
-
 TARGETS = (
     Target(
         "run-folder", "every file of a run's folder: `show`, the record, results of probes", _run_seeds, _one_file, _read_run
@@ -252,5 +208,4 @@ TARGETS = (
     Target("report", "runs, as a report gathers and draws them", _report_seeds, _one_file, _report),
     Target("sweep-record", "sweep.json and the runs it names", _sweep_seeds, _one_file, _swept),
     Target("records", "job.json, manifest.json, content_hashes.json", _record_seeds, _one_file, _read_records),
-    Target("checkpoint", "what a checkpoint says of itself", _checkpoint_seeds, _checkpoint, _read_checkpoint),
 )
