@@ -70,7 +70,10 @@ def encode_in_order(
 def _in_order(pool: ProcessPoolExecutor, groups: Iterable[Group], most: int) -> Iterator[tuple[Group, list[Any]]]:
     waiting = deque()
     for group in groups:
-        waiting.append((group, pool.submit(_encode_texts, group.texts)))
+        try:
+            waiting.append((group, pool.submit(_encode_texts, group.texts)))
+        except BrokenPipeError as error:  # it died while it was being started, and is not in the pool yet
+            raise BrokenProcessPool from error
         if len(waiting) >= most:
             first, future = waiting.popleft()
             yield first, future.result()

@@ -1,5 +1,6 @@
 """Preparation: the same bytes however it is done, never a stale cache, and clear errors with finished work kept."""
 
+import errno
 import fcntl
 import itertools
 import os
@@ -155,6 +156,16 @@ def test_killed_outright_it_goes_on_to_the_same_bytes(byte_config, tmp_path):
 def test_a_worker_that_dies_is_an_error(byte_config, monkeypatch):
     monkeypatch.setattr(building, "_WORTH_PROCESSES", 0)
     monkeypatch.setattr(encoding, "_start_worker", os.abort)
+    with pytest.raises(DataError, match="a process that encodes text died"):
+        prepare(byte_config(), workers=2)
+
+
+def test_a_worker_that_dies_while_it_is_started_is_the_same_error(byte_config, monkeypatch):
+    def killed(*_):  # its parent is still writing what it is to begin with
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(building, "_WORTH_PROCESSES", 0)
+    monkeypatch.setattr(encoding.ProcessPoolExecutor, "_adjust_process_count", killed)
     with pytest.raises(DataError, match="a process that encodes text died"):
         prepare(byte_config(), workers=2)
 
