@@ -4,12 +4,14 @@ import multiprocessing
 import os
 import signal
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,57 +48,100 @@ def encode_document(tokenizer: Tokenizer, text: str) -> np.ndarray:
 def encode_in_order(
     tokenizer_file: Path, groups: Iterable[Group], workers: int, encode: Encode = encode_document
 ) -> Iterator[tuple[Group, list[Any]]]:
-    """Yield each group with what `encode` makes of its documents; with one worker or none it is done in this process."""
+    """Yield each group with what `encode` makes of its documents; with one worker or none it is done in this process.
+
+    DataError where a process died, however early.
+    """
     if workers <= 1:
         tokenizer = load_tokenizer(tokenizer_file)
         for group in groups:
             yield group, [encode(tokenizer, text) for text in group.texts]
         return
-    # Spawned, not forked: the parent may hold devices and threads, which do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(tokenizer_file, encode))
-    try:
-        with closing(_in_order(pool, groups, workers * _IN_FLIGHT_PER_WORKER)) as encoded:
-            yield from encoded
-    except BrokenProcessPool as error:
-        raise DataError(
-            "a process that encodes text died: out of memory, or started by a script without `if __name__ == '__main__':`. "
-            "Run it again with fewer workers (1 needs no processes); what was finished is kept"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+    free: SimpleQueue[_Worker] = SimpleQueue()
 
-
-def _in_order(pool: ProcessPoolExecutor, groups: Iterable[Group], most: int) -> Iterator[tuple[Group, list[Any]]]:
-    waiting = deque()
-    for group in groups:
+    def encoded(texts: list[str]) -> list[Any]:
+        worker = free.get()
         try:
-            waiting.append((group, pool.submit(_encode_texts, group.texts)))
-        except BrokenPipeError as error:  # it died while it was being started, and is not in the pool yet
-            raise BrokenProcessPool from error
-        if len(waiting) >= most:
-            first, future = waiting.popleft()
-            yield first, future.result()
-    for group, future in waiting:
-        yield group, future.result()
+            return worker.encode(texts)
+        finally:
+            free.put(worker)
+
+    with ExitStack() as running:
+        started = [_Worker(tokenizer_file, encode, running) for _ in range(workers)]
+        pool = running.enter_context(ThreadPoolExecutor(workers))  # a thread waits for each process
+        for worker in started:
+            running.callback(worker.kill)  # so that no thread waits any longer
+            free.put(worker)
+        running.callback(pool.shutdown, wait=False, cancel_futures=True)
+        waiting: deque[tuple[Group, Future[list[Any]]]] = deque()
+        for group in groups:
+            waiting.append((group, pool.submit(encoded, group.texts)))
+            if len(waiting) >= workers * _IN_FLIGHT_PER_WORKER:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        for group, future in waiting:
+            yield group, future.result()
 
 
-_worker_tokenizer: Tokenizer
-_worker_encode: Encode
+class _Worker:
+    """A process that encodes what it is sent, through a pipe of its own.
+
+    Killed at any moment it leaves nothing to wait for: the pipe ends. A ProcessPoolExecutor has one for all of them, and waits
+    for ever where a process is killed while it is started, or amid what it says.
+    """
+
+    def __init__(self, tokenizer_file: Path, encode: Encode, running: ExitStack):
+        # Spawned, not forked: the parent may hold devices and threads, which do not survive a fork.
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        running.enter_context(self._pipe)
+        self._process = context.Process(target=_serve, args=(theirs, tokenizer_file, encode), daemon=True)
+        try:
+            with theirs:
+                self._process.start()
+        except OSError as error:
+            raise _died() from error
+        running.callback(self._process.join)
+        running.callback(self.kill)
+
+    def encode(self, texts: list[str]) -> list[Any]:
+        try:
+            self._pipe.send(texts)
+            value, fault = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise _died() from error
+        if fault is not None:
+            raise fault
+        return value
+
+    def kill(self) -> None:
+        self._process.kill()
 
 
-def _start_worker(tokenizer_file: Path, encode: Encode) -> None:
-    global _worker_tokenizer, _worker_encode
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends the pool
+def _died() -> DataError:
+    return DataError(
+        "a process that encodes text died: out of memory, or started by a script without `if __name__ == '__main__':`. "
+        "Run it again with fewer workers (1 needs no processes); what was finished is kept"
+    )
+
+
+def _serve(pipe: Connection, tokenizer_file: Path, encode: Encode) -> None:
+    """Encode what comes through the pipe until it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends this
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker_tokenizer, _worker_encode = load_tokenizer(tokenizer_file), encode
+    tokenizer = load_tokenizer(tokenizer_file)
+    with suppress(EOFError, OSError):
+        while True:
+            texts = pipe.recv()
+            try:
+                answer = [encode(tokenizer, text) for text in texts], None
+            except Exception as fault:
+                fault.add_note(traceback.format_exc())
+                answer = None, fault
+            pipe.send(answer)
 
 
 def _end_with_parent() -> None:
-    # A pool's workers outlive a parent that was killed, waiting for work for ever.
+    # A parent that was killed waits for nothing, and nobody else would end this amid a long document.
     multiprocessing.parent_process().join()
     os._exit(1)
-
-
-def _encode_texts(texts: list[str]) -> list[Any]:
-    return [_worker_encode(_worker_tokenizer, text) for text in texts]

@@ -3,10 +3,13 @@
 import errno
 import fcntl
 import itertools
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
+from multiprocessing import popen_spawn_posix
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ import pytest
 from jaxlm.config import to_dict
 from jaxlm.data import building, encoding, shards
 from jaxlm.data import prepare as preparation
+from jaxlm.data.byte_tokenizer import ByteTokenizer
 from jaxlm.data.packing import row_type
 from jaxlm.data.prepare import open_prepared, prepare
 from jaxlm.data.tokenizer import TokenizerConfig, train_tokenizer
@@ -153,11 +157,22 @@ def test_killed_outright_it_goes_on_to_the_same_bytes(byte_config, tmp_path):
     assert without_cache(contents(prepare(config, block_bytes=BLOCK))) == without_cache(contents(whole))
 
 
-def test_a_worker_that_dies_is_an_error(byte_config, monkeypatch):
+def dies(tokenizer, text):
+    os.kill(os.getpid(), signal.SIGKILL if "a" in text else signal.SIGTERM)
+
+
+def test_a_worker_that_dies_is_an_error(byte_config, tmp_path, monkeypatch):
     monkeypatch.setattr(building, "_WORTH_PROCESSES", 0)
-    monkeypatch.setattr(encoding, "_start_worker", os.abort)
+    monkeypatch.setattr(encoding, "_serve", print)  # it ends before it does anything
     with pytest.raises(DataError, match="a process that encodes text died"):
         prepare(byte_config(), workers=2)
+    monkeypatch.undo()
+    (tmp_path / "tokenizer.model").write_bytes(ByteTokenizer.content)
+    for text in ("a", "b"):
+        groups = [encoding.Group(["train"], [text], [text], True)] * 20
+        with pytest.raises(DataError, match="a process that encodes text died"):
+            list(encoding.encode_in_order(tmp_path / "tokenizer.model", groups, 2, dies))
+    assert not multiprocessing.active_children()
 
 
 def test_a_worker_that_dies_while_it_is_started_is_the_same_error(byte_config, monkeypatch):
@@ -165,9 +180,25 @@ def test_a_worker_that_dies_while_it_is_started_is_the_same_error(byte_config, m
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
     monkeypatch.setattr(building, "_WORTH_PROCESSES", 0)
-    monkeypatch.setattr(encoding.ProcessPoolExecutor, "_adjust_process_count", killed)
+    monkeypatch.setattr(popen_spawn_posix.Popen, "_launch", killed)
     with pytest.raises(DataError, match="a process that encodes text died"):
         prepare(byte_config(), workers=2)
+
+
+def fails(tokenizer, text):
+    raise DataError(f"no tokens for {text}")
+
+
+def test_a_fault_of_the_encoding_comes_back_and_none_of_its_processes_stays(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(ByteTokenizer.content)
+    groups = [encoding.Group(["train"], ["b"], ["b"], True)] * 20
+    with pytest.raises(DataError, match="no tokens for b") as fault:
+        list(encoding.encode_in_order(tmp_path / "tokenizer.model", groups, 2, fails))
+    assert "in fails" in fault.value.__notes__[0]
+    encoded = encoding.encode_in_order(tmp_path / "tokenizer.model", groups, 2)
+    assert next(encoded)[1][0].tolist() == [ord("b") + 3]
+    encoded.close()
+    assert not multiprocessing.active_children()
 
 
 def test_second_process_waits_then_opens(byte_config, tmp_path, monkeypatch):
