@@ -1,5 +1,6 @@
 """Changed files give an error that a user can mend, or something sane: the small form of `python -m fuzz.run`."""
 
+import gc
 import json
 import os
 import subprocess
@@ -20,11 +21,16 @@ from fuzz.worker import input_of
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 # Fewer of those that take long; `python -m fuzz.run` reads 100,000 of each.
-INPUTS = {"run-folder": 30, "runs-index": 30, "report": 30, "sweep-record": 30, "checkpoint": 30, "source-words": 60}
+INPUTS = {
+    "run-folder": 30, "runs-index": 30, "report": 30, "sweep-record": 30, "checkpoint": 30, "checkpoint-arrays": 40,
+    "source-words": 60,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_changed_files_are_refused_in_words_or_sane(name, tmp_path):
+def test_changed_files_are_refused_in_words_or_sane(name, tmp_path, monkeypatch):
+    if name == "checkpoint-arrays":  # what Orbax leaves of a reading that failed, Python tells of when it throws it away
+        monkeypatch.setattr(sys, "unraisablehook", lambda told: None)
     target, kinds = TARGETS[name], {"accepted": 0, "refused": 0}
     (tmp_path / "seeds").mkdir()
     seeds = target.seeds(tmp_path / "seeds")
@@ -34,6 +40,8 @@ def test_changed_files_are_refused_in_words_or_sane(name, tmp_path):
         assert found.kind != "failure", f"python -m fuzz.run {name} --input {number}: {found.what}\n{found.trace}"
         kinds[found.kind] += 1
     assert kinds["accepted"] and (kinds["refused"] or name in ("report", "runs-index")), "the inputs are all of one kind"
+    if name == "checkpoint-arrays":
+        gc.collect()
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

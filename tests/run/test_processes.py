@@ -129,8 +129,10 @@ def test_stopped_killed_and_continued_the_rows_are_the_same_to_the_bit(whole, st
     group[victim][0].send_signal(signal.SIGKILL)
     statuses, outputs = ended(group, within=60)
     assert statuses[victim] == -signal.SIGKILL and statuses[1 - victim] not in (0, -signal.SIGKILL), f"seed {seed}"
-    named = "process 1 has failed: it died" if victim else "the leader"  # which is process 0
-    assert named in outputs[1 - victim], f"seed {seed}: {outputs}"
+    # Process 0 is the leader. Where the survivor waits at a barrier of Orbax's, no connection breaks, and JAX itself ends it
+    # for want of heartbeats.
+    named = ("process 1 has failed: it died", "(stopped sending heartbeats):\n1") if victim else ("the leader",)
+    assert any(words in outputs[1 - victim] for words in named), f"seed {seed}: {outputs}"
 
     statuses, outputs = ended(start(folder), within=240)
     assert statuses == [0, 0], outputs
