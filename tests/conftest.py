@@ -8,11 +8,11 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Tests compile far more than they compute: without LLVM's optimizations they take half the time, with XLA's older way of
 # emitting fusions, where it still has it, half of that again; a program in one piece, and not in 32, a tenth less.
-_OF_0_10 = " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_backend_optimization_level=0"
-    + (_OF_0_10 if metadata.version("jaxlib").startswith("0.10.") else "")
+    + " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    * metadata.version("jaxlib").startswith("0.10.")
 )
 
 import jax
