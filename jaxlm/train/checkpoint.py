@@ -86,7 +86,7 @@ class CheckpointWriter:
             if self._heard is None:
                 self._pending.join()
             elif fault := self._heard.until_done(self._pending):
-                raise self._explain(fault)
+                raise self._explain(fault) from fault
             self._pending = None
         if self._fault is not None:
             fault, self._fault = self._fault, None
