@@ -58,7 +58,7 @@ def dump(value: Any) -> bytes:
 def _places(value: Any) -> list[tuple[Any, Any]]:
     """Return (container, key) of every value inside, of a long list only the first and the last."""
     found: list[tuple[Any, Any]] = []
-    left = [value]
+    left = [value] if isinstance(value, dict | list) else []
     while left:
         inside = left.pop()
         keys: Any = list(inside) if isinstance(inside, dict) else range(len(inside))

@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(name: str, arguments: list[str]) -> Callable[[], None]:
     """Return the command with its arguments; for one about an experiment, the file is read first and gives the defaults."""
-    command = training.show_run if name == "show" and arguments and Path(arguments[0]).is_dir() else COMMANDS[name]
+    command = training.show_run if name == "show" and arguments and os.path.isdir(arguments[0]) else COMMANDS[name]
     wanted, module = command.__annotations__, sys.modules[command.__module__]
     if "experiment" in wanted:
         from jaxlm.experiment import Experiment

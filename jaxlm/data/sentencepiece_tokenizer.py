@@ -45,7 +45,8 @@ class SentencePieceTokenizer:
         self._special, self.added, self.prefix_after_special = special, dict(added or {}), prefix_after_special
         pieces = len(self._processor)
         self.vocab_size = max([pieces, *(i + 1 for i in self.added.values())])
-        if len({i for i in self.added.values() if i >= pieces}) != self.vocab_size - pieces:
+        beyond = {i for i in self.added.values() if i >= pieces}
+        if len(beyond) != self.vocab_size - pieces or min(self.added.values(), default=0) < 0:
             raise DataError(f"{origin}: the tokens added to its {pieces} pieces must have the ids that follow, each once")
         if special is None:
             if self._processor.eos_id() < 0:

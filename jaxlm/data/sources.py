@@ -179,7 +179,10 @@ def _find_files(spelling: str, pattern: str) -> list[Path]:
     if os.path.isdir(expanded):
         example = f"{spelling.rstrip('/')}/**/*.txt"
         raise ConfigError(f"source {spelling!r} is a folder: name the files in it, for example {example!r}")
-    found = [expanded] if os.path.exists(expanded) else sorted(glob.glob(expanded, recursive=True))
+    try:
+        found = [expanded] if os.path.exists(expanded) else sorted(glob.glob(expanded, recursive=True))
+    except ValueError:  # a character that no file's name can have
+        found = []
     files = [Path(name).absolute() for name in found if os.path.isfile(name)]
     if not files:
         wild = glob.has_magic(expanded)

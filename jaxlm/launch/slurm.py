@@ -100,7 +100,7 @@ def render(options: Slurm, task: Task) -> Rendered:
     """Return the files and the sbatch command. Settings go by the environment, named one by one."""
     settings = check_environment(options.env, SECRETS)
     for field in ("setup", "env_file"):
-        if getattr(options, field) and not Path(getattr(options, field)).is_file():
+        if getattr(options, field) and not os.path.isfile(getattr(options, field)):
             raise ConfigError(f"--{field.replace('_', '-')} {getattr(options, field)}: there is no such file")
     if options.env_file and Path(options.env_file).stat().st_mode & 0o077:
         raise ConfigError(f"--env-file {options.env_file} can be read by others: chmod 600 {options.env_file}")

@@ -4,6 +4,7 @@ from __future__ import annotations  # `Experiment` is imported where one is made
 
 import dataclasses
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -130,7 +131,7 @@ def load_config(folder: Path) -> Experiment:
 def _with_own_tokenizer(experiment: Experiment, folder: Path) -> Experiment:
     """Return the experiment with the run's copy of a tokenizer that is not where it was: the run may have been moved."""
     tokenizer, own = experiment.data.tokenizer, folder / TOKENIZER
-    if not tokenizer.path or Path(tokenizer.path).exists() or not own.exists():
+    if not tokenizer.path or os.path.exists(tokenizer.path) or not own.exists():
         return experiment
     data = dataclasses.replace(experiment.data, tokenizer=dataclasses.replace(tokenizer, path=str(own.absolute())))
     return dataclasses.replace(experiment, data=data)

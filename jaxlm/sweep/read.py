@@ -162,7 +162,7 @@ def write_record(record: Record) -> Record:
         before = read_record(record.folder)
     except ConfigError:
         before = None
-    if before is not None and Path(before.file).exists() and not Path(before.file).samefile(record.file):
+    if before is not None and os.path.exists(before.file) and not os.path.samefile(before.file, record.file):
         raise ConfigError(
             f"{record.folder} records the sweep of {before.file}, and this is {record.file}: give one of them another name "
             "with --name, or the two another --runs"

@@ -195,6 +195,10 @@ def test_a_folder_with_a_sentencepiece_model_alone(llama_model, tmp_path):
             assert loaded.encode(text, specials=True) == tokenizer.encode(text, specials=True)
         assert (loaded.vocab_size, loaded.stop_ids, loaded.prefix_ids) == (331, (330,), (1,))
         assert loaded.eos_id == 330
+    bundle = json.loads((tmp_path / "one.model").read_bytes())
+    (tmp_path / "below.model").write_text(json.dumps(bundle | {"added": bundle["added"] | {"<|more|>": -420}}))
+    with pytest.raises(DataError, match="must have the ids that follow"):
+        load_tokenizer(tmp_path / "below.model")
 
 
 @pytest.mark.parametrize("after", [True, False])

@@ -162,6 +162,7 @@ EXAMPLES = {
         "refused",
     ),
     "a path too long": Example("source-words", {"word": b" :" + b"a" * 5000}, "refused"),
+    "a pattern that no file's name can match": Example("source-words", {"word": b"parquet:\0/*"}, "refused"),
     "a data set that is no name": Example("source-words", {"word": b"tfds:0x10:train#text"}, "refused"),
     "more chips than there are": Example("topology-words", {"word": b"v5e-9999999999999999"}, "refused"),
     "a number of 5000 digits": Example("topology-words", {"word": b"v5p:" + b"9" * 5000}, "refused"),
@@ -174,6 +175,15 @@ EXAMPLES = {
             "tokenizer_config.json": b'{"added_tokens_decoder": {"4": {"content": "\\ud800"}}}',
         },
         "refused",
+    ),
+    "a tokenizer's path too long": Example(
+        "run-config",
+        {
+            "config.json": b'{"name":"y", "steps": 30, "batch_size": 8, "model": {"vocab_size": 128256, "num_layers": 16, '
+            b'"hidden_size": 2048, "num_heads": 32, "intermediate_size": 2}, "data": {"tokenizer": {"path": "%s"}}}'
+            % (b"a" * 5000)
+        },
+        "accepted",
     ),
     "half a surrogate pair, in bytes": Example("run-config", {"config.json": b'{"name": "\xed\xa0\x80"}'}, "refused"),
     "a name that cannot be printed": Example(
