@@ -118,6 +118,8 @@ def _conform(value: Any, hint: Any, where: str) -> Any:
             return float(value)
         except OverflowError as fault:
             raise ConfigError(f"{where} has {len(str(value))} digits: that is no number to compute with") from fault
+    if hint is int and type(value) is int and abs(value) >= 1 << 63:
+        raise ConfigError(f"{where} has {len(str(value))} digits: that is no number to compute with")
     if type(value) is not hint:
         raise ConfigError(f"{where} = {value!r:.200} must be {_name(hint)}, not {type(value).__name__}")
     if value != value:

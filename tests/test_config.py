@@ -57,7 +57,8 @@ def test_faults_name_the_field_and_the_fix(make, message):
 
 
 experiments = st.builds(
-    Outer, name=st.text(), rate=st.floats(0, allow_infinity=False), limit=st.none() | st.integers(100), on=st.booleans(),
+    Outer, name=st.text(), rate=st.floats(0, allow_infinity=False), limit=st.none() | st.integers(100, 1 << 62),
+    on=st.booleans(),
     inner=st.builds(Inner, size=st.integers(1, 100), kinds=st.lists(st.sampled_from("ab")).map(tuple)),
 )  # fmt: skip
 

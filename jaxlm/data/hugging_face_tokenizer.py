@@ -34,6 +34,8 @@ class HuggingFaceTokenizer:
         self._tokenizer = open_library_tokenizer(self.values, origin)
         self._vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(self._vocabulary.values()) + 1
+        if self.vocab_size > 65_536 + 16 * len(self._vocabulary):  # tables by id would be large for nothing
+            raise DataError(f"{origin} has {len(self._vocabulary):,} tokens, and one of them the id {self.vocab_size - 1:,}")
         self._spelling = Spelling(self.values, origin)
         self.special_spellings = special_spellings(self.values)
         self.special = special

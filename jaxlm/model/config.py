@@ -20,7 +20,7 @@ class ModelConfig:
 
     vocab_size: Size
     """Rows of the embedding; at least the tokenizer's vocabulary."""
-    num_layers: Size
+    num_layers: Annotated[int, Range(1, 10_000)]
     """Blocks, each an attention and a feed-forward sub-layer."""
     hidden_size: Size
     """Width of the residual stream (D)."""

@@ -230,6 +230,7 @@ DAMAGES = {
     "no decoder": (lambda v: v.update(decoder=None), "joining tokens with spaces"),
     "odd added token": (lambda v: v["added_tokens"].append({"id": "x", "content": 3}), "no SentencePiece model"),
     "added token elsewhere": (lambda v: v["added_tokens"][0].update(id=99), "the vocabulary makes it"),
+    "an id far away": (lambda v: v["model"]["vocab"].update(q=14_000_000), "one of them the id 14,000,000"),
     "merge of nothing": (lambda v: v["model"]["merges"].append(["zzz", "qqq"]), "no tokenizer that the package"),
     "no model": (lambda v: v.pop("model"), "no SentencePiece model or tokenizer.json"),
     "empty": (lambda v: v["model"].update(vocab={}, merges=[]) or v.update(added_tokens=[]), "empty vocabulary"),

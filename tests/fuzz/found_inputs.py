@@ -38,6 +38,13 @@ def _seeds(target: str, folder: Path) -> list[Files]:
     return find(target).seeds(folder / target)
 
 
+def model(field: bytes) -> bytes:
+    """Return a configuration whose model has such a field."""
+    rest = b'"vocab_size": 8192, "hidden_size": 8, "num_heads": 4, "intermediate_size": 4'
+    layers = b"" if b"num_layers" in field else b'"num_layers": 2, '
+    return b'{"name": "y", "steps": 30, "batch_size": 8, "model": {%s%s, %s}}' % (layers, field, rest)
+
+
 def tensors(header: bytes) -> bytes:
     """Return a safetensors file of such a header and no data."""
     return len(header).to_bytes(8, "little") + header
@@ -176,13 +183,12 @@ EXAMPLES = {
         },
         "refused",
     ),
+    "a head of 10^400": Example("run-config", {"config.json": model(b'"head_dim": %s' % HUGE)}, "refused"),
+    "10^400 layers": Example("run-config", {"config.json": model(b'"num_layers": %s' % HUGE)}, "refused"),
+    "10^18 layers": Example("run-config", {"config.json": model(b'"num_layers": %d' % 10**18)}, "refused"),
     "a tokenizer's path too long": Example(
         "run-config",
-        {
-            "config.json": b'{"name":"y", "steps": 30, "batch_size": 8, "model": {"vocab_size": 128256, "num_layers": 16, '
-            b'"hidden_size": 2048, "num_heads": 32, "intermediate_size": 2}, "data": {"tokenizer": {"path": "%s"}}}'
-            % (b"a" * 5000)
-        },
+        {"config.json": model(b'"head_dim": 2')[:-1] + b', "data": {"tokenizer": {"path": "%s"}}}' % (b"a" * 5000)},
         "accepted",
     ),
     "half a surrogate pair, in bytes": Example("run-config", {"config.json": b'{"name": "\xed\xa0\x80"}'}, "refused"),
