@@ -9,6 +9,7 @@ from jaxlm.report.curves import label_of
 from jaxlm.report.lines import number
 from jaxlm.report.material import Material, Run
 from jaxlm.run.goodput import KINDS
+from jaxlm.run.tail import finite
 
 
 def knots_of(run: Run, max_points: int) -> dict[str, list[float | None]]:
@@ -38,7 +39,7 @@ def knots_of(run: Run, max_points: int) -> dict[str, list[float | None]]:
 
 
 def _known(row: Mapping[str, Any], names: Iterable[str]) -> float:
-    return next((row[name] for name in names if type(row.get(name)) in (int, float) and math.isfinite(row[name])), 0.0)
+    return next((value for name in names if math.isfinite(value := finite(row.get(name)))), 0.0)
 
 
 def costs(material: Material) -> dict[str, Any]:
@@ -72,5 +73,5 @@ def costs(material: Material) -> dict[str, Any]:
 
 
 def _median(rows: Iterable[dict[str, Any]], name: str) -> float | None:
-    known = [row[name] for row in rows if type(row.get(name)) in (int, float) and math.isfinite(row[name])]
+    known = [value for row in rows if math.isfinite(value := finite(row.get(name)))]
     return statistics.median(known) if known else None

@@ -1,6 +1,7 @@
 """What a report is made of, read from folders: sweeps, runs, and those that cannot be read, which stop nothing."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -80,7 +81,7 @@ def _add_sweep(record: Record, groups: list[Group], runs: list[Run], unread: lis
     missing = []
     for trial in record.trials:
         folder = trial.run
-        if not folder.exists():
+        if not os.path.exists(folder):
             missing.append((trial.arm, trial.seed, str(folder)))
             continue
         run = _read(folder, len(groups), trial.arm, trial.seed, dict(trial.changes))

@@ -60,7 +60,7 @@ def array_of(values: Any) -> np.ndarray | None:
         if flat and any(isinstance(v, str) for v in flat):
             return raw if all(v is None or isinstance(v, str) for v in flat) else None
         return raw.astype(np.float64)  # None becomes NaN
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

@@ -44,6 +44,9 @@ class _Entry(NamedTuple):
     """Whether `config` is all of it, for the base has fields that it lacks."""
 
 
+_KINDS = (list, int, list, dict, bool)
+
+
 def find_runs(folder: Path, *, rebuild: bool = False, tell: Callable[[int], None] = lambda read: None) -> list[Standing]:
     """Return how every run under a folder stands, at any depth, by path; what is no run but looks like one comes as "foreign".
 
@@ -165,7 +168,9 @@ def _load(path: Path, code: str) -> tuple[dict[str, Any], dict[str, _Entry]]:
         if head.decode() != f"{code} {zlib.crc32(body)}":
             return {}, {}
         values = read_json(body)
-        return values["base"], {name: _Entry(*entry) for name, entry in values["runs"].items()}
+        entries = {name: _Entry(*entry) for name, entry in values["runs"].items()}
+        kinds = all(isinstance(part, kind) for entry in entries.values() for part, kind in zip(entry, _KINDS, strict=True))
+        return (values["base"], entries) if kinds and isinstance(values["base"], dict) else ({}, {})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}, {}
 

@@ -5,11 +5,12 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from jaxlm.config import read_json
@@ -18,6 +19,8 @@ from jaxlm.train.checksums import CHECKSUMS, checksums, damage, write_checksums
 from jaxlm.train.save_faults import SaveFaults
 from jaxlm.train.saved import saved_steps
 from jaxlm.train.step import TrainState
+
+_DEEPEST = 1000  # of values in values in a file of Orbax's, which come to ten or so
 
 
 class CheckpointWriter:
@@ -164,6 +167,7 @@ def compare(folder: Path, step: int, abstract: dict[str, Any]) -> None:
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
     """Read without the other processes, and turn whatever goes wrong into a CheckpointError."""
+    _refuse_deep(path)
     try:
         with _reading_alone():
             yield
@@ -172,6 +176,16 @@ def _readable(path: Path) -> Iterator[None]:
     except Exception as fault:
         reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
         raise CheckpointError(f"checkpoint {path} cannot be read as this model: {reason:.300}") from fault
+
+
+def _refuse_deep(path: Path) -> None:
+    """Raise CheckpointError for a file of values in values in values: TensorStore's reader would end this process."""
+    for file in (*path.glob("_*"), *path.glob("*/_*"), *path.glob("*/array_metadatas/*")):
+        with suppress(OSError):
+            read = np.fromfile(file, np.uint8)
+            steps = np.isin(read, list(b"[{")).astype(np.int8) - np.isin(read, list(b"]}"))
+            if steps.cumsum(dtype=np.int64).max(initial=0) > _DEEPEST:
+                raise CheckpointError(f"checkpoint {path} is damaged: {file.relative_to(path)} is nested too deeply")
 
 
 def _reading_alone() -> AbstractContextManager[Any]:
@@ -220,6 +234,7 @@ def fingerprint(folder: Path, step: int) -> str:
 def description(folder: Path, step: int) -> dict[str, Any]:
     """Return what was said of the checkpoint when it was saved: config, tokenizer, data position, versions."""
     path = folder / str(step)
+    _refuse_deep(path)
     try:
         found = ocp.checkpointables_metadata(path.absolute()).custom_metadata
     except Exception as fault:
