@@ -171,7 +171,7 @@ EXAMPLES = {
     "shardings nested deeply": Example("checkpoint", {"checkpoints/3/params/_sharding": DEEP}, "refused", 0),
     "a result of 10^400": Example(
         "sweep-record",
-        {f"{RUNS}/a/analysis/maps/20.json": b'{"settings": {}, "measures": {"": {"values": [%s], "axes": ["a"]}}}' % HUGE},
+        {f"{RUNS}/a/analysis/maps/20.json": b'{"settings": {}, "code": "a", "measures": {"": {"values": [%s]}}}' % HUGE},
         "accepted",
         0,
     ),
