@@ -85,8 +85,18 @@ class Instruction:
     def operands(self) -> tuple["Instruction", ...]:
         """The instructions whose results it reads."""
         known = self.program.instructions
-        plain = re.sub(r"/\*.*?\*/", "", self.arguments)
-        return tuple(known[name] for name in re.findall(r"[A-Za-z_][\w.\-]*", plain) if name in known)
+        named = re.findall(r"([A-Za-z_][\w.\-]*)(?:#(\d+))?", _without_comments(self.arguments))
+        return tuple(known[name].element(int(index)) if index else known[name] for name, index in named if name in known)
+
+    def element(self, index: int) -> "Instruction":
+        """Return what the get-tuple-element would be that newer compilers do not write: they name `%tuple#index`."""
+        inside, start = _without_comments(self.type).strip()[1:-1], 0
+        for _ in range(index):
+            start = _part(inside, start) + 2
+        kind = inside[start : _part(inside, start)]
+        return Instruction(
+            self.program, f"{self.name}#{index}", kind, "get-tuple-element", f"%{self.name}", f", index={index}", False
+        )
 
     @property
     def reads(self) -> tuple[Shape, ...]:
@@ -220,6 +230,17 @@ def _skip(text: str, start: int) -> int:
             if depth == 0:
                 return found.end()
     return len(text)
+
+
+def _without_comments(text: str) -> str:
+    return re.sub(r"/\*.*?\*/", "", text)
+
+
+def _part(text: str, start: int) -> int:
+    """Return where the part of a list ends that begins at `start`: at a comma outside brackets, or where the text ends."""
+    while start < len(text) and text[start] != ",":
+        start = _skip(text, start) if text[start] in "({[" else start + 1
+    return start
 
 
 def _value(text: str, start: int) -> str:

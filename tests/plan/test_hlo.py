@@ -97,6 +97,8 @@ ENTRY %main () -> (s32[], s32[], s32[]) {
     ((("GE", "GT"),), 3),
     ((("constant(2)", "constant(-4)"),), 6),
     ((("constant(3)", "constant(-3)"), ("constant(11)", "constant(-4)"), ("GE", "LT")), 2),  # 2 and -1
+    # Newer compilers name the elements of a tuple and write no instruction for them.
+    ((("(%limit, %counter)", "(%p#2, %p#0)"), ("add(%i,", "add(%q#0,"), ("%work, %kept)", "%work, %q#2)")), 4),
     ((("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"9"}}'),), 9),
 ])  # fmt: skip
 def test_trip_counts(edits, trips):
@@ -106,6 +108,18 @@ def test_trip_counts(edits, trips):
         text = text.replace(before, after)
     costs = program_costs(text, {})
     assert costs.cycles == 10 * trips and not costs.unknown_loops
+
+
+def test_an_element_of_a_tuple_has_its_own_type():
+    held = "(f32[2,3]{1,0:T(8,128)}, (s32[], bf16[4]{0}), /*index=2*/u8[7])"
+    text = f"HloModule m\n\nENTRY %main (p: {held}) -> u8[7] {{\n  %p = {held} parameter(0)\n  ROOT %c = u8[7] copy(%p#2)\n}}\n"
+    whole = hlo.parse(text).instructions["p"]
+    assert [list(map(str, whole.element(place).results)) for place in range(3)] == [
+        ["f32[2,3]"],
+        ["s32[]", "bf16[4]"],
+        ["u8[7]"],
+    ]
+    assert hlo.parse(text).instructions["c"].reads == (hlo.Shape("u8", (7,)),)
 
 
 @pytest.mark.parametrize("name", ["sharded", "gpu_sharded"])
