@@ -28,7 +28,7 @@ def test_a_run_goes_on_at_longer_rows(finished, tmp_path, capsys):
     assert "model.rope_scaling.kind = yarn, there none" in said and "model.max_length = 256, there 64" in said
     # It begins from what was learnt (a fresh model gives every byte the same chance), but for what longer rows cost.
     learnt = next(row["loss"] for row in reversed(rows_of(finished)) if row["split"] == "validation")
-    assert rows[0]["loss"] == pytest.approx(learnt, abs=0.35) and rows[0]["loss"] < math.log(259) - 1.5
+    assert rows[0]["loss"] < min(learnt + 0.35, math.log(259) - 1.5)
     for wrong, message in [
         (longer(RopeScaling(kind="yarn", factor=4.0)), r"original length is 64 tokens: set .*original-length 64"),
         (
