@@ -17,6 +17,7 @@ DRAWING = ROOT / "docs" / "rooms.svg"
 ABOUT = {
     "errors": "faults a user can mend", "locks": "whose a folder is", "trust": "code that may run",
     "imported": "what a file imports", "function_file": "functions of a user's file",
+    "module_file": "a file run as a module",
     "config": "checked dataclasses", "layout": "mesh, logical axes",
     "hardware": "what chips can do", "param": "a weight before it exists", "ops": "numerics on arrays",
     "data": "text to batches", "model": "spec and forward",

@@ -7,7 +7,7 @@ from typing import Any
 from jaxlm.config import from_dict, read_json, to_dict
 from jaxlm.errors import ConfigError, suggest
 from jaxlm.experiment import Experiment
-from jaxlm.function_file import beside, placed, run_file
+from jaxlm.module_file import beside, placed, run_file
 
 
 def apply_overrides(experiment: Experiment, path: Path) -> Experiment:

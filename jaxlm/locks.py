@@ -27,12 +27,12 @@ def take(path: Path) -> IO | None:
 @contextmanager
 def in_turn(path: Path, waits: Callable[[], None]) -> Iterator[None]:
     """Hold a lock, having called `waits` and waited where another process has it; OSError where that cannot be."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waits()
-            fcntl.flock(file, fcntl.LOCK_EX)
+    file = take(path)
+    if file is None:
+        waits()
+        file = path.open("w")
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from jaxlm import function_file, trust
+from jaxlm import function_file, module_file, trust
 from jaxlm.config import digest, from_dict, to_dict
 from jaxlm.errors import ConfigError
 from jaxlm.function_file import UntrustedError, contents, identity, load, parse, settled, trusted
@@ -20,7 +20,7 @@ SIZES = {"vocab_size": 8, "num_layers": 1, "hidden_size": 8, "num_heads": 2, "in
 def another_process():
     """Forget what this process was told, as another one has not heard it."""
     load.cache_clear()
-    for known in (function_file._MODULES, function_file._NEIGHBOURS, function_file._PLACES):
+    for known in (function_file._MODULES, module_file._NEIGHBOURS, function_file._PLACES):
         known.clear()
     for known in (function_file._READ, function_file._OWN):
         known.clear()
@@ -181,10 +181,10 @@ def test_a_changed_helper_is_read_anew_and_a_file_is_run_once(rules):
     assert load(first)() == [3] and load(settled("rules/rule.py:rotate"))() is load(first)()
     (rules / "number.py").write_text("N = 4\n")
     assert load(settled("rules/rule.py:route"))() == [4] and load(first)() == [3]
-    with function_file.beside(rules):
+    with module_file.beside(rules):
         import number
     (rules / "number.py").write_text("N = 5\n")
-    with function_file.beside(rules):
+    with module_file.beside(rules):
         import number as again
     assert (number.N, again.N) == (4, 5)
 

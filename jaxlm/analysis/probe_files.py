@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxlm.analysis.user_files import digests
 from jaxlm.errors import ConfigError, suggest
-from jaxlm.function_file import beside, run_file
+from jaxlm.module_file import beside, run_file
 
 FOLDER = Path(__file__).parent / "probes"
 

@@ -14,9 +14,10 @@ from jax import Array, P
 from jax.sharding import AbstractMesh, AxisType
 
 from jaxlm.errors import ConfigError, JaxlmError
-from jaxlm.function_file import load, names_function, parse, placed
+from jaxlm.function_file import load, names_function, parse
 from jaxlm.layout import MESH_AXES
 from jaxlm.model.config import ModelConfig
+from jaxlm.module_file import placed
 from jaxlm.ops.routing import EXCLUDED
 
 

@@ -40,6 +40,11 @@ def quiet_libraries(process: int | None = None) -> None:
     """Keep library chatter below warnings off the screen, and what is left of it in our format, after the process's number."""
     form = "%(message)s" if process is None else f"process {process}: %(message)s"
     logging.basicConfig(level=logging.WARNING, format=form, handlers=[RichHandler(console=console(), show_path=False)])
+    _quiet_orbax()
+
+
+@functools.cache
+def _quiet_orbax() -> None:
     # What Orbax calls an error, with a trace, it also raises; `train/save_faults.py` listens all the same.
     orbax = logging.getLogger("absl")
     orbax.setLevel(logging.ERROR)

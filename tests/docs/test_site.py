@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -56,7 +55,6 @@ def test_every_example_is_shown_whole_and_is_short():
         assert len(example.read_text().splitlines()) <= 40
 
 
-@pytest.mark.skipif(not find_spec("sphinx"), reason="needs pip install -e '.[docs]'")
 def test_the_site_builds_without_a_warning_and_needs_no_network(tmp_path):
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-n", "-q", "docs", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONWARNINGS": ""})
