@@ -59,7 +59,7 @@ def time_arms(arms: dict[str, Experiment], steps: int) -> list[list[str]]:
 
 def run_folder(runs: Path, experiment: Experiment) -> Path:
     """Return where a run lives: by everything that decides its result, but not its name."""
-    same = dataclasses.replace(experiment, name="", seed=0)
+    same = dataclasses.replace(experiment, name="any", seed=0)
     return runs / f"{digest(same)}-{experiment.seed}"
 
 
