@@ -23,6 +23,7 @@ from jaxlm.model.functions import Rows
 from jaxlm.model.moe import Moe, Routed
 from jaxlm.model.rope import Rotation, angles, both_ways, slopes
 from jaxlm.ops.attention import attention
+from jaxlm.ops.embedding import lookup
 from jaxlm.ops.masks import Tokens
 from jaxlm.ops.positions import sinusoidal
 from jaxlm.ops.self_extend import self_extend
@@ -99,11 +100,11 @@ def embed(p: Transformer, tokens_BL: Array, at: Tokens, config: ModelConfig, lay
     """Return the residual stream at the input of the first layer, [B, L, D] in the compute dtype."""
     stream = layout.spec("batch", "length", None)
     dtype = jnp.dtype(config.compute_dtype)
-    x_BLD = p.embed.at[tokens_BL].get(out_sharding=stream).astype(dtype)
+    x_BLD = lookup(p.embed, tokens_BL, stream, dtype)
     if config.scale_embeddings:
         x_BLD = x_BLD * jnp.asarray(config.hidden_size**0.5, dtype)
     if p.position_embed is not None:
-        x_BLD = x_BLD + p.position_embed.at[at.positions].get(out_sharding=stream).astype(dtype)
+        x_BLD = x_BLD + lookup(p.position_embed, at.positions, stream, dtype)
     if config.positions == "sinusoidal":
         x_BLD = x_BLD + sinusoidal(at.positions, config.hidden_size).astype(dtype)
     return x_BLD
