@@ -12,7 +12,9 @@ import math
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 from rich.console import Console
@@ -81,16 +83,21 @@ def main() -> int:
     jax.config.update("jax_num_cpu_devices", 1)
     quiet_libraries()
     keep_freed_memory()
-    try:
-        arms: dict[str, Experiment] = {}
-        for trial in load_sweep(arguments.file).trials:
-            arms.setdefault(trial.arm, trial.experiment)
-        lines = time_arms(arms, arguments.time)
-    except JaxlmError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return 2
+    arms: dict[str, Experiment] = {}
+    for trial in load_sweep(arguments.file).trials:
+        arms.setdefault(trial.arm, trial.experiment)
+    lines = time_arms(arms, arguments.time)
     show(lines, f"{arguments.file.stem}: {arguments.time} steps of each arm in turn")
     return 0
+
+
+def command(main: Callable[[], int]) -> NoReturn:
+    """Run a script's main and end with its status; an error of jaxlm's is a line and status 2, not a trace."""
+    try:
+        sys.exit(main())
+    except JaxlmError as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        sys.exit(2)
 
 
 def show(lines: list[list[str]], title: str) -> None:
@@ -104,4 +111,4 @@ def show(lines: list[list[str]], title: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

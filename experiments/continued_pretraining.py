@@ -14,12 +14,11 @@ Result: not run yet.
 import argparse
 import dataclasses
 import pydoc_data.topics
-import sys
 from pathlib import Path
 
 import jax
 import llama_8b
-from compare import interval, run_folder, show
+from compare import command, interval, run_folder, show
 
 from jaxlm.data.mixture import Batches
 from jaxlm.data.prepare import DataConfig, prepare
@@ -126,4 +125,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

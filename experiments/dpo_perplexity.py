@@ -45,14 +45,13 @@ the turn and does not prevent it. L became worse in every arm. The library's wor
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from clean_and_rubbish import Corpus, Document, World, corpus, read_lines
-from compare import show
+from compare import command, show
 from llama_8b import experiment as llama_8b
 from measured import Compared, Rows, bits_per_byte, closest, compare_on, lay, params_at, steps_of
 from tuned import bootstrap, kept, start, trained, write_results
@@ -60,7 +59,6 @@ from tuned import bootstrap, kept, start, trained, write_results
 from jaxlm.data.example_config import ExampleConfig
 from jaxlm.data.prepare import DataConfig
 from jaxlm.data.tokenizer import TokenizerConfig
-from jaxlm.errors import JaxlmError
 from jaxlm.experiment import CheckpointConfig, EvaluationConfig, Experiment, LogConfig, SampleConfig
 from jaxlm.layout import MeshConfig
 from jaxlm.model.config import ModelConfig
@@ -274,12 +272,8 @@ def main() -> int:
     clean = np.array([document.clean for document in corpus(arguments.world).held_out[CHOOSE_ON:]])
     name, found = f"dpo_perplexity_{arguments.world}", {}
     for seed in range(arguments.seeds):
-        try:
-            for arm, measured in run_seed(arguments.world, seed, arguments.runs).items():
-                found.setdefault(arm, []).append(measured)
-        except JaxlmError as fault:
-            print(f"error: {fault}", file=sys.stderr)
-            return 2
+        for arm, measured in run_seed(arguments.world, seed, arguments.runs).items():
+            found.setdefault(arm, []).append(measured)
         lines = tabulate(found, clean)  # after every seed, so that an early stop leaves a result
         show(lines, f"{name}, {seed + 1} seeds: changes over the reference, at equal divergence")
         write_results(arguments.runs, name, [lines], {"clean": clean.tolist(), "arms": found})
@@ -288,4 +282,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

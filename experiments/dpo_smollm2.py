@@ -42,7 +42,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from compare import show
+from compare import command, show
 from solutions import SPLITS, Pairs, by_fault, changes, draw, gsm8k_pairs, log_probs, make_pairs, solve, tabulate
 from tuned import kept, start, trained, write_results, write_rows
 from word_problems import draw_problems, draw_wrong, write_solution
@@ -51,7 +51,6 @@ from jaxlm.config import digest
 from jaxlm.data.example_config import ExampleConfig
 from jaxlm.data.prepare import DataConfig
 from jaxlm.data.tokenizer import TokenizerConfig
-from jaxlm.errors import JaxlmError
 from jaxlm.experiment import CheckpointConfig, EvaluationConfig, Experiment, LogConfig, SampleConfig
 from jaxlm.layout import MeshConfig
 from jaxlm.model.config import ModelConfig
@@ -255,12 +254,8 @@ def main() -> int:
         arms += [smollm2_arms()] if options.only in ("", "smollm2") else []
         arms += [gsm8k_arms(Path(options.gsm8k))] if options.gsm8k and options.only in ("", "gsm8k") else []
     found: dict[str, list[dict[str, Any]]] = {}
-    try:
-        for arm in itertools.chain(*arms):
-            found.setdefault(arm.name, []).append(run_arm(arm, options.runs))
-    except JaxlmError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return 2
+    for arm in itertools.chain(*arms):
+        found.setdefault(arm.name, []).append(run_arm(arm, options.runs))
     name = f"dpo_smollm2{options.only and '-' + options.only}"
     lines, faults = tabulate(found), by_fault(found)
     show(lines, "held-out pairs; chosen, rejected: change of log-probability, nats; right: share of answers")
@@ -271,4 +266,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

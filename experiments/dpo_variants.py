@@ -57,7 +57,6 @@ import functools
 import itertools
 import math
 import random
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,14 +65,13 @@ import bandit
 import dpo_perplexity
 import numpy as np
 from clean_and_rubbish import held_out
-from compare import show
+from compare import command, show
 from dpo_perplexity import LENGTH
 from measured import compare_on, lay, params_at, sample_of, steps_of
 from reviews import draw_body, draw_prompt, keeps_to_grammar, score
 from tuned import bootstrap, kept, start, trained, write_results, write_rows
 
 from jaxlm.data.example_config import ExampleConfig
-from jaxlm.errors import JaxlmError
 from jaxlm.experiment import CheckpointConfig, Experiment
 from jaxlm.objective.preference_config import PreferenceConfig
 from jaxlm.run.open import OpenRun, opened
@@ -265,12 +263,8 @@ def main() -> int:
     start()
     found: dict[str, list[dict]] = {}
     for seed in range(arguments.seeds):
-        try:
-            for arm, measured in run_seed(seed, arguments.runs).items():
-                found.setdefault(arm, []).append(measured)
-        except JaxlmError as fault:
-            print(f"error: {fault}", file=sys.stderr)
-            return 2
+        for arm, measured in run_seed(seed, arguments.runs).items():
+            found.setdefault(arm, []).append(measured)
         lines, table = tabulate(found), bandit.tabulate(BETAS)  # after every seed, so that an early stop leaves a result
         show(lines, f"dpo_variants, {seed + 1} seeds")
         show(table, "three answers, preferences without noise")
@@ -280,4 +274,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

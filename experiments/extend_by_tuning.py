@@ -34,11 +34,11 @@ without training lies below it by less than its interval in loss, and by 16 to 2
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import llama_8b
 import long_context
+from compare import command
 from long_context import LENGTH, SHORT, Measured, grouped, measured, options, run_seeds, scaled, source, windowed
 from tuned import trained
 
@@ -128,4 +128,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

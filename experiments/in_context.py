@@ -37,13 +37,12 @@ import dataclasses
 import functools
 import random
 import string
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import llama_8b
 import numpy as np
-from compare import show
+from compare import command, show
 from fact_answers import spell
 from long_context import BYTES
 from probes.few_shot import EXAMPLES, KINDS, draw_labels
@@ -51,7 +50,7 @@ from tuned import write_results, write_rows
 
 from jaxlm.analysis.store import read_all
 from jaxlm.data.prepare import DataConfig
-from jaxlm.errors import JaxlmError
+from jaxlm.errors import DataError
 from jaxlm.eval.comparison import summary
 from jaxlm.experiment import CheckpointConfig, EvaluationConfig, Experiment, LogConfig, SampleConfig
 from jaxlm.model.config import ModelConfig
@@ -192,15 +191,10 @@ def main() -> int:
     parser.add_argument("--sweep", type=Path, default=Path("runs/sweeps/in_context"))
     parser.add_argument("--picture", type=Path, default=Path("docs/in_context.png"))
     arguments = parser.parse_args()
-    try:
-        record = read_record(arguments.sweep)
-    except JaxlmError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return 2
+    record = read_record(arguments.sweep)
     found = curves(record)
     if not all(any(arms.values()) for arms in found.values()):
-        print("error: these runs are not analyzed yet: run `jaxlm analyze` as the top of this file has it", file=sys.stderr)
-        return 2
+        raise DataError("these runs are not analyzed yet: run `jaxlm analyze` as the top of this file has it")
     tables = {"at the last checkpoint": at_the_end(record, found), "few-shot answers right": by_examples(record)}
     for title, lines in tables.items():
         show(lines, title)
@@ -210,4 +204,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

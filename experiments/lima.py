@@ -26,12 +26,11 @@ kinds 0.61, of all 11 kinds 0.29; a kind without examples is hardly ever followe
 
 import argparse
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare import interval, show
+from compare import command, interval, show
 from instructions import HELD_OUT_KINDS, KINDS, TRAINED_KINDS, Example, draw_examples, draw_line, draw_sentences, passes, spoil
 from tuned import answer, bootstrap, kept, start, trained, write_results, write_rows
 
@@ -39,7 +38,6 @@ from jaxlm.config import config
 from jaxlm.data.prepare import DataConfig
 from jaxlm.data.tokenizer import TokenizerConfig
 from jaxlm.decode.generate import encode_prompt
-from jaxlm.errors import JaxlmError
 from jaxlm.experiment import CheckpointConfig, EvaluationConfig, Experiment, LogConfig, SampleConfig
 from jaxlm.layout import MeshConfig
 from jaxlm.model.config import ModelConfig
@@ -235,11 +233,7 @@ def main() -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs/lima"))
     options = parser.parse_args()
     start()
-    try:
-        found = run_arms(options.seeds, options.runs)
-    except JaxlmError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return 2
+    found = run_arms(options.seeds, options.runs)
     lines, kinds = tabulate(found), by_kind(found)
     show(lines, f"share of held-out instructions followed, {options.seeds} seeds")
     show(kinds, "by kind")
@@ -250,4 +244,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

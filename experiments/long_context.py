@@ -13,7 +13,6 @@ import functools
 import hashlib
 import random
 import string
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +26,6 @@ from jaxlm.config import digest
 from jaxlm.data.long_rows import documents_of, long_rows
 from jaxlm.data.prepare import DataConfig
 from jaxlm.data.tokenizer import TokenizerConfig
-from jaxlm.errors import JaxlmError
 from jaxlm.eval.answers import solve
 from jaxlm.eval.by_position import strided_losses, token_losses
 from jaxlm.eval.retrieval import Style, passkey_tasks
@@ -260,12 +258,7 @@ def run_seeds(
     start()
     found: Found = {}
     for seed in range(seeds):
-        try:
-            of_seed = run_seed(seed, runs)
-        except JaxlmError as fault:
-            print(f"error: {fault}", file=sys.stderr)
-            return 2
-        add(found, of_seed)
+        add(found, run_seed(seed, runs))
         report(found, runs, name)
         if draw:
             draw(found, runs / f"{name}.png")

@@ -29,7 +29,6 @@ import argparse
 import dataclasses
 import functools
 import hashlib
-import sys
 import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -38,7 +37,7 @@ from typing import Any
 
 import llama_1b
 import numpy as np
-from compare import show
+from compare import command, show
 from conflicting_facts import (
     EXPERT,
     FORUM,
@@ -60,7 +59,7 @@ from tuned import kept, start, write_results, write_rows
 
 from jaxlm.data.prepare import DataConfig
 from jaxlm.data.tokenizer import TokenizerConfig
-from jaxlm.errors import ConfigError, JaxlmError
+from jaxlm.errors import ConfigError
 from jaxlm.eval.comparison import Effect, bootstrap_items
 from jaxlm.experiment import CheckpointConfig, EvaluationConfig, Experiment, LogConfig, SampleConfig
 from jaxlm.model.config import ModelConfig
@@ -230,11 +229,7 @@ def main() -> int:
     parser.add_argument("--sweep", type=Path, default=Path("runs/sweeps/replicated_ideas"))
     folder = parser.parse_args().sweep
     start()
-    try:
-        found = {arm: np.stack([ask(run) for run in runs]) for arm, runs in finished(read_record(folder)).items()}
-    except JaxlmError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return 2
+    found = {arm: np.stack([ask(run) for run in runs]) for arm, runs in finished(read_record(folder)).items()}
     world = prompts(draw_world())
     asked = {arm: Asked(world, each) for arm, each in found.items()}
     tables = {
@@ -250,4 +245,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

@@ -42,13 +42,13 @@ The logarithm was not tried with the rivals.
 """
 
 import functools
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import llama_8b
 import long_context
 import numpy as np
+from compare import command
 from long_context import DEPTHS, LENGTH, LENGTHS, Found, Measured, grouped, measured, options, run_seeds, scaled, windowed
 from tuned import trained
 
@@ -141,4 +141,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

@@ -25,11 +25,10 @@ Groups of 2, the second document and other lengths of prompts were not run.
 import argparse
 import itertools
 import pydoc_data.topics
-import sys
 from pathlib import Path
 
 import numpy as np
-from compare import show
+from compare import command, show
 from llama_8b import long_context
 from tuned import kept, start, write_results
 
@@ -183,4 +182,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

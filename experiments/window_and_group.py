@@ -28,12 +28,12 @@ no better with 128. Loss differs by less than its interval and tells nothing of 
 At 2,048, eight times the length trained at, no setting holds without the logarithm of self_extend.py.
 """
 
-import sys
 from pathlib import Path
 
 import llama_8b
 import long_context
 import numpy as np
+from compare import command
 from long_context import Found, Measured, grouped, measured, options, run_seeds
 from tuned import trained
 
@@ -101,4 +101,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)
