@@ -3,7 +3,6 @@
 Nothing heavy is imported until a command needs it, so that --help answers at once.
 """
 
-import errno
 import functools
 import os
 import signal
@@ -18,7 +17,7 @@ from rich.table import Table
 
 from jaxlm import __version__
 from jaxlm.commands import analysing, listing, models, pods, reading, reporting, sweeping, training, trusting, viewing
-from jaxlm.errors import JaxlmError, ProcessError, suggest
+from jaxlm.errors import STORAGE, JaxlmError, ProcessError, no_storage, suggest
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": training.train,
@@ -76,11 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as fault:
-        if fault.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if fault.errno not in STORAGE:
             raise
-        out.print(
-            f"error: {fault}. Make room or choose a folder that can be written; nothing written before is lost", markup=False
-        )
+        out.print(f"error: {no_storage(fault)}", markup=False)
         return 2
     except KeyboardInterrupt:
         out.print("interrupted")

@@ -1,7 +1,11 @@
 """Errors a user can mend: the command line prints their text alone, without a traceback."""
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+"""What an OSError says where the place to write to is at fault: no traceback helps."""
 
 
 class JaxlmError(Exception):
@@ -34,6 +38,11 @@ class PlanError(JaxlmError):
 
 class LaunchError(JaxlmError):
     """A job that cannot be started, followed or stopped, or that ended before its run was done."""
+
+
+def no_storage(fault: OSError) -> JaxlmError:
+    """Return the error for one of STORAGE, with what to do about it."""
+    return JaxlmError(f"{fault}. Make room or choose a folder that can be written; nothing written before is lost")
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

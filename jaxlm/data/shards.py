@@ -1,6 +1,5 @@
 """Packed rows in ArrayRecord files: written whole or not at all, read by number in any order."""
 
-import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +8,10 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from jaxlm.data.packing import decode_rows, encode_rows
-from jaxlm.errors import DataError
+from jaxlm.errors import STORAGE, DataError
 
 # ArrayRecord reports system errors as text alone.
-_SYSTEM_ERRORS = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)}
+_SYSTEM_ERRORS = {code: os.strerror(code) for code in STORAGE}
 _MOST_OPEN_FILES = 256
 
 

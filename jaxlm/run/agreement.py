@@ -3,7 +3,6 @@
 They speak through the key-value store of JAX's coordinator, so that nothing here touches a device.
 """
 
-import errno
 import itertools
 import json
 import sys
@@ -14,11 +13,9 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from jaxlm import errors
-from jaxlm.errors import JaxlmError
+from jaxlm.errors import STORAGE, JaxlmError, no_storage
 from jaxlm.run import processes
 from jaxlm.run.watch import Watch, is_connection
-
-STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 _meetings = itertools.count()
 _watch: Watch | None = None
@@ -45,7 +42,7 @@ def agreed(name: str, timeout: float = 600.0) -> Iterator[None]:
     except OSError as error:
         if processes.count() == 1 or error.errno not in STORAGE:
             raise
-        fault = JaxlmError(f"{error}. Make room or choose a folder that can be written; nothing written before is lost")
+        fault = no_storage(error)
     if processes.count() > 1:
         _meet(name, fault, None, timeout)
 

@@ -26,7 +26,7 @@ def test_fields_are_checked():
             DataConfig(**dict([fields]))
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EFBIG, errno.EACCES, errno.EROFS])
 def test_refused_by_the_system(byte_config, monkeypatch, code):
     def refuse(source, target):
         raise OSError(code, os.strerror(code), str(target))
