@@ -8,7 +8,17 @@ jaxlm plan experiments/continued_pretraining.py:pod --topology v5p:4x4x4   # Lla
 Claim (arXiv:2403.08763, section 4): continuing beats starting anew on the new text, forgets old text, and a little replay
 keeps most of it at next to no cost on the new.
 
-Result: not run yet.
+Result (0.9M parameters; 0.8M tokens of the standard library, then 0.3M of the reference; 3 seeds, intervals 95 %; bits per byte
+of held-out text):
+
+    arm                               new text           old text
+    base                              1.563 ± 0.013      1.899 ± 0.040
+    from scratch                      1.456 ± 0.061      3.678 ± 0.136
+    continued                         1.166 ± 0.026      2.631 ± 0.058
+    continued, a quarter replayed     1.202 ± 0.023      1.958 ± 0.023
+
+The claim holds: continuing is 0.29 bits better on the new text than as many steps from scratch and 0.73 worse than before on
+the old; with a quarter of the rows old it is 0.06 worse there, for 0.04 on the new.
 """
 
 import argparse
@@ -18,7 +28,8 @@ from pathlib import Path
 
 import jax
 import llama_8b
-from compare import command, interval, run_folder, show
+from compare import command, interval, show
+from tuned import start, trained
 
 from jaxlm.data.mixture import Batches
 from jaxlm.data.prepare import DataConfig, prepare
@@ -27,8 +38,6 @@ from jaxlm.eval.language_model import evaluate, target_bytes
 from jaxlm.experiment import CheckpointConfig, EvaluationConfig, Experiment, LogConfig, SampleConfig
 from jaxlm.model.config import ModelConfig
 from jaxlm.objective import language_model
-from jaxlm.run.display import quiet_libraries
-from jaxlm.run.loop import train
 from jaxlm.run.open import opened
 from jaxlm.train.optimizer import OptimizerConfig
 
@@ -50,28 +59,20 @@ def base() -> Experiment:
     )  # fmt: skip
 
 
-def arms(seed: int = 0, start: Path = BASE) -> dict[str, Experiment]:
-    """The control first; the others begin from the base in `start`, of the same seed."""
-    tokenizer = TokenizerConfig(kind="bpe", vocab_size=2048, path=str(start / "tokenizer.model"))
+def arms(seed: int = 0, begun: Path = BASE) -> dict[str, Experiment]:
+    """The control first; the others begin from the base in `begun`, of the same seed."""
+    tokenizer = TokenizerConfig(kind="bpe", vocab_size=2048, path=str(begun / "tokenizer.model"))
     new = dataclasses.replace(base().data, sources=(REFERENCE,), tokenizer=tokenizer)
     steep = OptimizerConfig(learning_rate=4e-3, warmup_steps=15)
     scratch = dataclasses.replace(base(), name="from scratch", steps=150, seed=seed, data=new, optimizer=steep)
     gentle = OptimizerConfig(learning_rate=2e-3, warmup_steps=15)
-    continued = dataclasses.replace(scratch, name="continued", init_from=str(start), optimizer=gentle)
+    continued = dataclasses.replace(scratch, name="continued", init_from=str(begun), optimizer=gentle)
     old = dataclasses.replace(new, sources=(REFERENCE, "stdlib"), weights=(0.75, 0.25))
     return {
         "from scratch": scratch,
         "continued": continued,
         "continued, a quarter replayed": dataclasses.replace(continued, name="replayed", data=old),
     }
-
-
-def finished(experiment: Experiment) -> Path:
-    """Return the folder of a run, having trained or finished it where it is not done."""
-    folder = run_folder(RUNS, experiment)
-    if not (folder / "checkpoints" / str(experiment.steps)).is_dir():
-        train(experiment, folder)
-    return folder
 
 
 def experiment() -> Experiment:
@@ -107,14 +108,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     seeds = parser.parse_args().seeds
-    jax.config.update("jax_num_cpu_devices", 1)
-    quiet_libraries()
+    start()
     new: dict[str, list[float]] = {}
     old: dict[str, list[float]] = {}
     for seed in range(seeds):
-        start = finished(dataclasses.replace(base(), seed=seed))
-        folders = {"base": start} | {arm: finished(experiment) for arm, experiment in arms(seed, start).items()}
-        before = arms(seed, start)["from scratch"].data
+        begun = trained(dataclasses.replace(base(), seed=seed), RUNS)
+        folders = {"base": begun} | {arm: trained(experiment, RUNS) for arm, experiment in arms(seed, begun).items()}
+        before = arms(seed, begun)["from scratch"].data
         for arm, folder in folders.items():
             new.setdefault(arm, []).append(held_out(folder, before))
             old.setdefault(arm, []).append(held_out(folder, dataclasses.replace(before, sources=("stdlib",))))
