@@ -14,8 +14,8 @@ which what is measured beside them is not run. The numbers behind this page are 
 What stands beside something else took turns with it, and ratios are of neighbours in time: shown are the median over rounds
 and, in brackets, the least and the greatest. A **bar** is what a result must keep on this machine, or the command ends with
 status 1: a floor of regression, recorded in `benchmarks/bars.json` with its reason, whose figures are of an AMD EPYC where no
-processor is named. An **aim** is what the project wants; where it is not met, that is said. What the last run could not measure
-stays as it was measured before, with its date; that run ended with status 3.
+processor is named. An **aim** is what the project wants; where it is not met, that is said. What a run cannot measure stays
+as it was measured before, with its date, and that run ends with status 3.
 """
 
 

@@ -7,6 +7,7 @@ python benchmarks/plans.py --only llama_1b --stage schedule
 import dataclasses
 import math
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -63,7 +64,7 @@ def row(name: str, experiment: Experiment, topology: Topology, stage: str, out: 
     try:
         compiled = compile_for(experiment, topology, stage=stage, label=f"{name} on {topology}", out=out)
     except JaxlmError as fault:
-        return f"| {name} | {place} | {topology.num_devices} | refused: {str(fault).splitlines()[0][:120]} | | | | | | |"
+        return f"| {name} | {place} | {topology.num_devices} | refused: {textwrap.shorten(str(fault), 120, placeholder=" ...")} | | | | | | |"
     facts = compiled.facts
     mesh = " x ".join(f"{axis} {size}" for axis, size in facts["mesh"].items() if size > 1)
     size = (facts.get("required") or facts["laid_out"]) / 2**30

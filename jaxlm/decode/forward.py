@@ -72,8 +72,8 @@ def extend(
     """Append a chunk of tokens to the cache and return the float32 logits [B, V] after the last of them, and the cache.
 
     `at` gives positions and segments; tokens after the first `count` are padding (segment 0) in every row and take no slot, but
-    a full cache must have room for them. Padding before that takes slots of a ring, from what lies in it. One token (L = 1) is
-    written and then attended to; a longer chunk attends to what was there and to itself. `lengths_B`, for frequencies that
+    a full cache must have room for them. Padding before that takes slots of a ring, from what lies in it. A token
+    or a longer chunk attends to what was there and to itself, and is then written. `lengths_B`, for frequencies that
     depend on it, is how long rows will be once the chunks that belong to this one have come: as long as they are after it if
     not given.
     """

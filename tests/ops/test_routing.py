@@ -1,4 +1,4 @@
-"""Routing against serial loops, worked cases, and stored losses and noisy gates of independent implementations."""
+"""Routing against serial loops, worked cases, and stored places of an independent implementation."""
 
 import functools
 from fractions import Fraction
@@ -173,5 +173,3 @@ def test_limited_groups_are_those_of_a_loop(groups, kept):
             expected[at][g * size : (g + 1) * size] = scores[at][g * size : (g + 1) * size]
     np.testing.assert_array_equal(routing.limit_groups(jnp.asarray(scores), groups, kept), expected)
 
-
-# Losses and statistics.
