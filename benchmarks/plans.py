@@ -64,7 +64,8 @@ def row(name: str, experiment: Experiment, topology: Topology, stage: str, out: 
     try:
         compiled = compile_for(experiment, topology, stage=stage, label=f"{name} on {topology}", out=out)
     except JaxlmError as fault:
-        return f"| {name} | {place} | {topology.num_devices} | refused: {textwrap.shorten(str(fault), 120, placeholder=" ...")} | | | | | | |"
+        why = textwrap.shorten(str(fault), 120, placeholder=" ...")
+        return f"| {name} | {place} | {topology.num_devices} | refused: {why} | | | | | | |"
     facts = compiled.facts
     mesh = " x ".join(f"{axis} {size}" for axis, size in facts["mesh"].items() if size > 1)
     size = (facts.get("required") or facts["laid_out"]) / 2**30
