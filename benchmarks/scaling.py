@@ -86,7 +86,7 @@ class Arguments:
     """What to measure and where to write it."""
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Laws, or the first word of several; all by default."""
+    """Laws; all by default."""
     quick: bool = False
     """Smaller sizes, one round, and bars that are shown but not held: whether everything runs."""
     json: Path | None = None
@@ -98,14 +98,11 @@ class Arguments:
 
 
 def chosen(names: tuple[str, ...]) -> list[str]:
-    """Return the laws that names stand for, or raise ConfigError with the nearest ones."""
-    found = []
+    """Return the laws of these names, all by default, or raise ConfigError with the nearest ones."""
     for name in names:
-        fits = [name] if name in LAWS else [law for law in LAWS if law.split(",")[0] == name]
-        if not fits:
+        if name not in LAWS:
             raise ConfigError(f"there is no law {name!r}.{suggest(name, LAWS)} Known: {'; '.join(LAWS)}")
-        found += fits
-    return list(dict.fromkeys(found)) or list(LAWS)
+    return list(dict.fromkeys(names)) or list(LAWS)
 
 
 def measure_within(name: str, quick: bool, output: Path) -> None:

@@ -7,7 +7,6 @@ after the other say less: a machine's speed drifts. What arms have learnt is com
 """
 
 import argparse
-import dataclasses
 import math
 import statistics
 import sys
@@ -21,17 +20,16 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from jaxlm.config import digest
+from jaxlm.commands.start import start_jax
 from jaxlm.data.prepare import prepare
 from jaxlm.errors import JaxlmError
 from jaxlm.experiment import Experiment
 from jaxlm.layout import make_mesh
-from jaxlm.run.display import quiet_libraries
 from jaxlm.run.initial import begin
-from jaxlm.run.memory import keep_freed_memory
 from jaxlm.run.programs import compile_step
 from jaxlm.run.setup import set_up
 from jaxlm.sweep.read import load_sweep
+from jaxlm.sweep.trials import digest
 
 
 def time_arms(arms: dict[str, Experiment], steps: int) -> list[list[str]]:
@@ -42,8 +40,9 @@ def time_arms(arms: dict[str, Experiment], steps: int) -> list[list[str]]:
         running = {}
         for arm, experiment in arms.items():
             setup = set_up(experiment, prepare(experiment.data), mesh)
-            state = begin(experiment, setup.model, setup.spec, setup.optimizer, mesh)
-            inputs = setup.place(setup.batches("train").at(0)[0]), None, None
+            digest = setup.prepared.tokenizer.digest
+            state = begin(experiment, setup.model, setup.spec, setup.optimizer, mesh, digest)
+            inputs = setup.inputs(0, *setup.reader("train")(0), stop=False)
             running[arm] = [compile_step(setup, state, inputs), state, inputs]
         for turn in range(steps + 3):
             for arm, (program, state, inputs) in running.items():
@@ -60,9 +59,8 @@ def time_arms(arms: dict[str, Experiment], steps: int) -> list[list[str]]:
 
 
 def run_folder(runs: Path, experiment: Experiment) -> Path:
-    """Return where a run lives: by everything that decides its result, but not its name."""
-    same = dataclasses.replace(experiment, name="any", seed=0)
-    return runs / f"{digest(same)}-{experiment.seed}"
+    """Return where a run lives: by everything that decides its result, code and data included, but not its name."""
+    return runs / digest(experiment)
 
 
 def interval(values: list[float]) -> str:
@@ -80,9 +78,7 @@ def main() -> int:
     parser.add_argument("file", type=Path)
     parser.add_argument("--time", type=int, default=40, metavar="N", help="steps of every arm, taken in turn")
     arguments = parser.parse_args()
-    jax.config.update("jax_num_cpu_devices", 1)
-    quiet_libraries()
-    keep_freed_memory()
+    start_jax(1)
     arms: dict[str, Experiment] = {}
     for trial in load_sweep(arguments.file).trials:
         arms.setdefault(trial.arm, trial.experiment)

@@ -23,16 +23,20 @@ the old; with a quarter of the rows old it is 0.06 worse there, for 0.04 on the 
 
 import argparse
 import dataclasses
+import functools
 import pydoc_data.topics
 from pathlib import Path
 
 import jax
 import llama_8b
 from compare import command, interval, show
-from tuned import start, trained
+from tuned import trained, write_rows
 
+from jaxlm.commands.start import start_jax
 from jaxlm.data.mixture import Batches
 from jaxlm.data.prepare import DataConfig, prepare
+from jaxlm.data.readers import Document
+from jaxlm.data.sources import parse_source
 from jaxlm.data.tokenizer import TokenizerConfig
 from jaxlm.eval.language_model import evaluate, target_bytes
 from jaxlm.experiment import CheckpointConfig, EvaluationConfig, Experiment, LogConfig, SampleConfig
@@ -43,6 +47,14 @@ from jaxlm.train.optimizer import OptimizerConfig
 
 RUNS, BASE = Path("runs/continued_pretraining"), Path("runs/continued_base")
 REFERENCE = f"text:{pydoc_data.topics.__file__}#2048"
+REFERENCE_ID = "pydoc_data/topics.py"
+
+
+@functools.cache
+def library() -> str:
+    """Return the source of the old text: the standard library without the reference, which is one of its files."""
+    documents = (each for each in parse_source("stdlib").documents() if isinstance(each, Document))
+    return f"jsonl:{write_rows('library', ({'text': each.text} for each in documents if each.id != REFERENCE_ID))}"
 
 
 def base() -> Experiment:
@@ -52,7 +64,7 @@ def base() -> Experiment:
         model=ModelConfig(
             vocab_size=2048, num_layers=3, hidden_size=128, num_heads=4, intermediate_size=384, max_length=128
         ),
-        data=DataConfig(sources=("stdlib",), tokenizer=TokenizerConfig(kind="bpe", vocab_size=2048), sequence_length=128),
+        data=DataConfig(sources=(library(),), tokenizer=TokenizerConfig(kind="bpe", vocab_size=2048), sequence_length=128),
         optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=40),
         evaluation=EvaluationConfig(every=0), checkpoint=CheckpointConfig(every=0, keep=1), sample=SampleConfig(tokens=0),
         log=LogConfig(tensorboard=False),
@@ -67,7 +79,7 @@ def arms(seed: int = 0, begun: Path = BASE) -> dict[str, Experiment]:
     scratch = dataclasses.replace(base(), name="from scratch", steps=150, seed=seed, data=new, optimizer=steep)
     gentle = OptimizerConfig(learning_rate=2e-3, warmup_steps=15)
     continued = dataclasses.replace(scratch, name="continued", init_from=str(begun), optimizer=gentle)
-    old = dataclasses.replace(new, sources=(REFERENCE, "stdlib"), weights=(0.75, 0.25))
+    old = dataclasses.replace(new, sources=(REFERENCE, library()), weights=(0.75, 0.25))
     return {
         "from scratch": scratch,
         "continued": continued,
@@ -84,11 +96,11 @@ def pod() -> Experiment:
     """Llama 3 8B, begun from a run of it, on text of its own."""
     data = DataConfig(
         sources=("jsonl:/data/new/*.jsonl.gz", "jsonl:/data/old/*.jsonl.gz"), weights=(0.75, 0.25), sequence_length=8192,
-        tokenizer=dataclasses.replace(llama_8b.experiment().data.tokenizer),
+        tokenizer=dataclasses.replace(llama_8b.experiment().data.tokenizer, path="runs/llama-8b/tokenizer.model"),
     )  # fmt: skip
     gentle = OptimizerConfig(learning_rate=3e-5, warmup_steps=500)
     return dataclasses.replace(
-        llama_8b.experiment(), name="llama-8b-continued", data=data, optimizer=gentle, init_from="runs/llama_8b"
+        llama_8b.experiment(), name="llama-8b-continued", data=data, optimizer=gentle, init_from="runs/llama-8b"
     )
 
 
@@ -108,7 +120,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     seeds = parser.parse_args().seeds
-    start()
+    start_jax(1)
     new: dict[str, list[float]] = {}
     old: dict[str, list[float]] = {}
     for seed in range(seeds):
@@ -117,7 +129,7 @@ def main() -> int:
         before = arms(seed, begun)["from scratch"].data
         for arm, folder in folders.items():
             new.setdefault(arm, []).append(held_out(folder, before))
-            old.setdefault(arm, []).append(held_out(folder, dataclasses.replace(before, sources=("stdlib",))))
+            old.setdefault(arm, []).append(held_out(folder, dataclasses.replace(before, sources=(library(),))))
     lines = [["arm", "bits per byte, new text", "old text"]]
     lines += [[arm, interval(new[arm]), interval(old[arm])] for arm in new]
     show(lines, f"held-out text, {seeds} seeds")

@@ -54,8 +54,9 @@ from clean_and_rubbish import Corpus, Document, World, corpus, read_lines
 from compare import command, show
 from llama_8b import experiment as llama_8b
 from measured import Compared, Rows, bits_per_byte, closest, compare_on, lay, params_at, steps_of
-from tuned import bootstrap, kept, start, trained, write_results
+from tuned import bootstrap, kept, trained, write_results
 
+from jaxlm.commands.start import start_jax
 from jaxlm.data.example_config import ExampleConfig
 from jaxlm.data.prepare import DataConfig
 from jaxlm.data.tokenizer import TokenizerConfig
@@ -153,7 +154,7 @@ def pod() -> Experiment:
         data=DataConfig(
             form="preferences",
             sources=("jsonl:preferences/*.jsonl",),
-            tokenizer=llama_8b().data.tokenizer,
+            tokenizer=dataclasses.replace(llama_8b().data.tokenizer, path="runs/llama-8b/tokenizer.model"),
             sequence_length=2048,
         ),
         preference=PreferenceConfig(beta=0.1),
@@ -268,7 +269,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", type=Path, default=Path("runs/dpo_perplexity"))
     arguments = parser.parse_args()
-    start()
+    start_jax(1)
     clean = np.array([document.clean for document in corpus(arguments.world).held_out[CHOOSE_ON:]])
     name, found = f"dpo_perplexity_{arguments.world}", {}
     for seed in range(arguments.seeds):

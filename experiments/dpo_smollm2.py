@@ -44,9 +44,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from compare import command, show
 from solutions import SPLITS, Pairs, by_fault, changes, draw, gsm8k_pairs, log_probs, make_pairs, solve, tabulate
-from tuned import kept, start, trained, write_results, write_rows
+from tuned import kept, trained, write_results, write_rows
 from word_problems import draw_problems, draw_wrong, write_solution
 
+from jaxlm.commands.start import start_jax
 from jaxlm.config import digest
 from jaxlm.data.example_config import ExampleConfig
 from jaxlm.data.prepare import DataConfig
@@ -244,7 +245,7 @@ def main() -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs/dpo-smollm2"))
     parser.add_argument("--gsm8k", default=os.environ.get("JAXLM_GSM8K_SOLUTIONS", ""), metavar="FILE", help="real solutions")
     options = parser.parse_args()
-    start()
+    start_jax(1)
     arms = []
     if options.only in ("", "small"):
         arms.append(small_arms(options.seeds, options.runs))

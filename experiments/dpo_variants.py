@@ -69,8 +69,9 @@ from compare import command, show
 from dpo_perplexity import LENGTH
 from measured import compare_on, lay, params_at, sample_of, steps_of
 from reviews import draw_body, draw_prompt, keeps_to_grammar, score
-from tuned import bootstrap, kept, start, trained, write_results, write_rows
+from tuned import bootstrap, kept, trained, write_results, write_rows
 
+from jaxlm.commands.start import start_jax
 from jaxlm.data.example_config import ExampleConfig
 from jaxlm.experiment import CheckpointConfig, Experiment
 from jaxlm.objective.preference_config import PreferenceConfig
@@ -260,7 +261,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", type=Path, default=Path("runs/dpo_variants"))
     arguments = parser.parse_args()
-    start()
+    start_jax(1)
     found: dict[str, list[dict]] = {}
     for seed in range(arguments.seeds):
         for arm, measured in run_seed(seed, arguments.runs).items():

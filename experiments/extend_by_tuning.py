@@ -9,10 +9,10 @@ Claim (arXiv:2306.15595, arXiv:2309.00071): a short training at the new length m
 YaRN needs less of it than PI. Against it (arXiv:2401.01325): Self-Extend comes near without any.
 
 Protocol: base() of long_context.py goes on for 100 steps of 4,096 tokens, in rows of 1,024 with scaled positions or with
-those it has, or in rows of 256; methods without training read that last one, so that all arms have learnt from as many tokens,
-of documents that the base did not read. Rows of 1,024 hold passkeys of their own length. All is measured as self_extend.py has
-it, at 1,024 tokens and at 2,048, twice what was tuned for: tuned arms keep the scaling that they were tuned with, the others
-have one that fits.
+those it has, or in rows of 256; methods without training read that last one, so that all arms have learnt from as many tokens:
+three tenths the library's text that the base began with, the others tasks that it did not see. Rows of 1,024 hold passkeys of
+their own length. All is measured as self_extend.py has it, at 1,024 tokens and at 2,048, twice what was tuned for: tuned arms
+keep the scaling that they were tuned with, the others have one that fits.
 
 Result (0.67M parameters, one seed; bits per byte of a row's second half, and 50 passkeys; intervals are some 13 points to
 either side):

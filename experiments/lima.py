@@ -32,8 +32,9 @@ from typing import Any
 import numpy as np
 from compare import command, interval, show
 from instructions import HELD_OUT_KINDS, KINDS, TRAINED_KINDS, Example, draw_examples, draw_line, draw_sentences, passes, spoil
-from tuned import answer, bootstrap, kept, start, trained, write_results, write_rows
+from tuned import answer, bootstrap, kept, trained, write_results, write_rows
 
+from jaxlm.commands.start import start_jax
 from jaxlm.config import config
 from jaxlm.data.prepare import DataConfig
 from jaxlm.data.tokenizer import TokenizerConfig
@@ -232,7 +233,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", type=Path, default=Path("runs/lima"))
     options = parser.parse_args()
-    start()
+    start_jax(1)
     found = run_arms(options.seeds, options.runs)
     lines, kinds = tabulate(found), by_kind(found)
     show(lines, f"share of held-out instructions followed, {options.seeds} seeds")

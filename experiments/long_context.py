@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from compare import show
 from scipy import stats
-from tuned import Interval, bootstrap, kept, start, write_results, write_rows
+from tuned import Interval, bootstrap, kept, write_results, write_rows
 
+from jaxlm.commands.start import start_jax
 from jaxlm.config import digest
 from jaxlm.data.long_rows import documents_of, long_rows
 from jaxlm.data.prepare import DataConfig
@@ -255,7 +256,7 @@ def run_seeds(
     draw: Callable[[Found, Path], None] | None = None,
 ) -> int:  # fmt: skip
     """Measure every seed and report after each, so that an early stop leaves a result; return the exit status."""
-    start()
+    start_jax(1)
     found: Found = {}
     for seed in range(seeds):
         add(found, run_seed(seed, runs))

@@ -55,8 +55,9 @@ from conflicting_facts import (
     prompts,
 )
 from fact_answers import Asked, answers, spell
-from tuned import kept, start, write_results, write_rows
+from tuned import kept, write_results, write_rows
 
+from jaxlm.commands.start import start_jax
 from jaxlm.data.prepare import DataConfig
 from jaxlm.data.tokenizer import TokenizerConfig
 from jaxlm.errors import ConfigError
@@ -228,7 +229,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sweep", type=Path, default=Path("runs/sweeps/replicated_ideas"))
     folder = parser.parse_args().sweep
-    start()
+    start_jax(1)
     found = {arm: np.stack([ask(run) for run in runs]) for arm, runs in finished(read_record(folder)).items()}
     world = prompts(draw_world())
     asked = {arm: Asked(world, each) for arm, each in found.items()}

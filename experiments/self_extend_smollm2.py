@@ -30,8 +30,9 @@ from pathlib import Path
 import numpy as np
 from compare import command, show
 from llama_8b import long_context
-from tuned import kept, start, write_results
+from tuned import kept, write_results
 
+from jaxlm.commands.start import start_jax
 from jaxlm.data.prepare import DataConfig
 from jaxlm.data.tokenizer import Tokenizer, TokenizerConfig
 from jaxlm.eval.answers import solve
@@ -162,7 +163,7 @@ def main() -> int:
     labels = [extension.label for extension in METHODS]
     parser.add_argument("--methods", nargs="+", choices=labels, default=labels)
     arguments = parser.parse_args()
-    start()
+    start_jax(1)
     arguments.runs.mkdir(parents=True, exist_ok=True)
     losses, found = measure(
         arguments.run, arguments.runs, arguments.documents, arguments.methods, arguments.lengths, arguments.trials

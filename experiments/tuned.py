@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,18 +21,9 @@ from jaxlm.decode.sampling import Sampling
 from jaxlm.decode.weights import prepare as prepare_weights
 from jaxlm.experiment import Experiment
 from jaxlm.objective.preference import reference_log_probs
-from jaxlm.run.display import quiet_libraries
 from jaxlm.run.loop import train
-from jaxlm.run.memory import keep_freed_memory
 from jaxlm.run.open import OpenRun
 from jaxlm.run.standing import is_complete, standing
-
-
-def start() -> None:
-    """Settle what a program that trains small models one after the other wants of its process."""
-    jax.config.update("jax_num_cpu_devices", 1)
-    quiet_libraries()
-    keep_freed_memory()
 
 
 def write_rows(name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
@@ -52,10 +44,15 @@ def kept(path: Path, compute: Callable[[], Any]) -> Any:
 
 
 def trained(experiment: Experiment, runs: Path) -> Path:
-    """Return the folder of the finished run, having trained it, or what was left of it, where that is not done yet."""
+    """Return the folder of the finished run, having trained it, or what was left of it, where that is not done yet.
+
+    Where training was stopped the program ends: what would be measured of half a run would be kept as the whole's.
+    """
     folder = run_folder(runs, experiment)
     if not is_complete(standing(folder)):
         train(experiment, folder)
+        if not is_complete(standing(folder)):
+            sys.exit("stopped: run the same command to go on")
     return folder
 
 

@@ -1,6 +1,7 @@
 """The jobs of runs: what the scheduler says of them now, their output, their end."""
 
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def list_jobs(folder: Path) -> None:
     """Print the job of every run under `folder`, with its state as the scheduler tells it now."""
     if not folder.is_dir():
         raise ConfigError(f"there is no folder {folder}: name the one that holds the runs, or begin with `jaxlm launch`")
-    runs = [path.parents[1] for path in (*folder.glob(f"*/{FOLDER}/{RECORD}"), *folder.glob(f"{FOLDER}/{RECORD}"))]
+    runs = list(_launched(folder))
     if not runs:
         print(f"no run under {folder} was started by `jaxlm launch`")
         return
@@ -30,6 +31,14 @@ def list_jobs(folder: Path) -> None:
     for row in rows:
         table.add_row(*row)
     Console(highlight=False).print(table)
+
+
+def _launched(folder: Path) -> Iterator[Path]:
+    """Yield every folder with a job's record, at any depth, a sweep's trials among them."""
+    for place, inside, _ in os.walk(folder):
+        if os.path.isfile(os.path.join(place, FOLDER, RECORD)):
+            yield Path(place)
+        inside[:] = (name for name in inside if name not in (CHECKPOINTS, FOLDER) and not name.startswith("."))
 
 
 def _row(run_dir: Path) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from jaxlm.model.config import ModelConfig
 from jaxlm.model.upcycle import check_upcycling, upcycle
 from jaxlm.run import display
 from jaxlm.run.agreement import agreed, told
-from jaxlm.run.directory import CHECKPOINTS
+from jaxlm.run.directory import CHECKPOINTS, TOKENIZER
 from jaxlm.run.open import described, read_params
 from jaxlm.train import checkpoint
 from jaxlm.train.step import TrainState, init_state
@@ -37,21 +37,24 @@ OPEN_OF_MIXTURE = (
 
 def begin(
     experiment: Experiment, model: ModelConfig, spec: Any, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh,
-    step: int | None = None,
+    tokenizer: str, step: int | None = None,
 ) -> TrainState:  # fmt: skip
     """Return the state before step 0, on the current mesh; adapters of this run are new, those of the other run merged.
 
-    Of the run to begin from, `step` is the checkpoint to take; None: the newest that can be read.
+    Of the run to begin from, `step` is the checkpoint to take; None: the newest that can be read. `tokenizer` is the digest of
+    the one that the data has: ConfigError where the other run's is another, whose ids its embeddings are of.
     """
     # One jitted draw, so that no device ever holds more than its own part.
     state = jax.jit(lambda: init_state(spec, optimizer, experiment.layout, experiment.seed))()
     if not experiment.init_from:
         return state
-    params = _from_run(Path(experiment.init_from), experiment, model, mesh, step)
+    params = _from_run(Path(experiment.init_from), experiment, model, mesh, tokenizer, step)
     return dataclasses.replace(state, params=lora.attach(params, state.params))
 
 
-def _from_run(folder: Path, experiment: Experiment, model: ModelConfig, mesh: jax.sharding.Mesh, step: int | None) -> Any:
+def _from_run(
+    folder: Path, experiment: Experiment, model: ModelConfig, mesh: jax.sharding.Mesh, tokenizer: str, step: int | None
+) -> Any:
     """Return the parameters of a run's checkpoint (None: the newest readable one), made into the experiment's model."""
     saves = folder / CHECKPOINTS
     out = display.console(quiet=jax.process_index() > 0)
@@ -59,6 +62,11 @@ def _from_run(folder: Path, experiment: Experiment, model: ModelConfig, mesh: ja
     def load(step: int) -> Any:
         with agreed(f"checkpoint {step} of {folder} described"):
             _, found = described(saves, step, mesh)
+            if checkpoint.description(saves, step).get("tokenizer") not in (None, tokenizer):
+                raise ConfigError(
+                    f"init_from = {folder} was trained with another tokenizer than the data has: set --data.tokenizer.path "
+                    f"{folder / TOKENIZER}"
+                )
             same = _shapes(found) == _shapes(model)
             alike = chosen_anew(found, model)
             if found.positions == model.positions == "rope":

@@ -18,6 +18,7 @@ from jaxlm.eval.language_model import summarize
 from jaxlm.experiment import Experiment, GuardConfig
 from jaxlm.run import decisions, directory, display, goodput, processes, report
 from jaxlm.run.agreement import agreed, announced, same
+from jaxlm.run.continued import check_inputs_are_the_same
 from jaxlm.run.failure import failure_recorded, forget_failure
 from jaxlm.run.functions import keep_functions
 from jaxlm.run.metrics import MetricsLog, read_rows
@@ -78,6 +79,9 @@ def train(
         with agreed("set-up"):
             setup = set_up(experiment, prepared, mesh)
             if leading:
+                saves = folder / directory.CHECKPOINTS
+                if changed := check_inputs_are_the_same(folder, saves, prepared, allow_change=allow_config_change):
+                    out.print(changed, soft_wrap=True, markup=False)
                 prepared.tokenizer.save(folder / directory.TOKENIZER)
                 kind = f"{len(devices)} x {devices[0].device_kind}"
                 facts = {"devices": kind, "mesh": dict(mesh.shape), "data": prepared.key, "code": code}

@@ -172,7 +172,8 @@ def restore_or_begin(setup: Setup, saves: Path, say: Callable[[str], None]) -> T
     if found is None:
         reference, home = setup.reference_described, setup.experiment.init_from
         step = reference["step"] if reference and Path(reference["run"]) == Path(home) else None  # ln 2 at the first step
-        return initial.begin(setup.experiment, setup.model, setup.spec, setup.optimizer, setup.mesh, step)
+        digest = setup.prepared.tokenizer.digest
+        return initial.begin(setup.experiment, setup.model, setup.spec, setup.optimizer, setup.mesh, digest, step)
     with agreed("damaged checkpoints moved"):
         for step in [s for s in steps if s > found[0] and jax.process_index() == 0]:
             say(f"moved checkpoint {step} to {checkpoint.set_aside(saves, step)}")

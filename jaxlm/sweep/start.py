@@ -12,6 +12,7 @@ from jaxlm.config import to_dict
 from jaxlm.data.storage import write_atomically
 from jaxlm.errors import JaxlmError
 from jaxlm.experiment import Experiment
+from jaxlm.launch.job import show_command
 from jaxlm.launch.local import Local
 from jaxlm.launch.start import launch
 from jaxlm.run.display import console
@@ -176,7 +177,7 @@ def _show_plan(record: Record, left: Sequence[Entry], experiments: dict[str, Exp
         print(f"==> {entry.label}")
         if isinstance(options, Local):
             config = record.folder / "configs" / f"{entry.run.name}.json"
-            print(" ".join(_command(config, entry.run, options)))
+            print(show_command(_command(config, entry.run, options)))
         elif job := job_of(entry.run):
             print(f"skipped{job}")
         else:

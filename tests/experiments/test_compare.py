@@ -16,4 +16,4 @@ def test_a_run_lives_where_what_decides_its_result_says():
     assert run_folder(Path("runs"), dataclasses.replace(base, name="called otherwise")) == found
     others = [dataclasses.replace(base, seed=base.seed + 1), dataclasses.replace(base, steps=base.steps + 1)]
     assert len({found, *(run_folder(Path("runs"), other) for other in others)}) == 3
-    assert found.parent == Path("runs") and found.name.endswith(f"-{base.seed}")
+    assert found.parent == Path("runs")

@@ -16,7 +16,7 @@ from jaxlm.experiment import Experiment
 from jaxlm.experiment_file import load_experiment
 from jaxlm.function_file import full_digest
 from jaxlm.launch.job import SECRET
-from jaxlm.launch.jobs import _progress
+from jaxlm.launch.jobs import _launched, _progress
 from jaxlm.launch.start import TARGETS, target_of
 
 STAGES = {
@@ -405,3 +405,11 @@ def test_a_function_must_be_where_the_job_is(tiny, tmp_path, capsys, monkeypatch
     monkeypatch.chdir(outside)
     files, _ = dry(capsys, tiny(), tmp_path / "run", "--on", "gke", *GKE, *moe, f"{tmp_path}/rule.py:route")
     assert full_digest(f"{tmp_path}/rule.py:route") in files["jobset.yaml"]
+
+
+def test_jobs_are_found_at_any_depth_and_not_in_checkpoints(tmp_path):
+    places = ["", "run", "group/run", "sweeps/trials/0a1b", "run/checkpoints/20", ".trash/run"]
+    for place in places:
+        (tmp_path / place / "launch").mkdir(parents=True)
+        (tmp_path / place / "launch" / "job.json").write_text("{}")
+    assert sorted(_launched(tmp_path)) == sorted(tmp_path / place for place in places[:4])

@@ -172,4 +172,3 @@ def test_limited_groups_are_those_of_a_loop(groups, kept):
         for g in sorted(range(groups), key=lambda g: -worth[g])[:kept]:
             expected[at][g * size : (g + 1) * size] = scores[at][g * size : (g + 1) * size]
     np.testing.assert_array_equal(routing.limit_groups(jnp.asarray(scores), groups, kept), expected)
-

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxlm import param
+from jaxlm.data.tokenizer import load_tokenizer
 from jaxlm.errors import ConfigError
 from jaxlm.experiment import CheckpointConfig, EvaluationConfig, SampleConfig
 from jaxlm.experiment_file import load_experiment
@@ -17,7 +18,7 @@ from jaxlm.interop.source import open_pretrained
 from jaxlm.model import lora, transformer
 from jaxlm.model.lora import LoraConfig
 from jaxlm.run import initial
-from jaxlm.run.directory import CHECKPOINTS, load_config
+from jaxlm.run.directory import CHECKPOINTS, TOKENIZER, load_config
 from jaxlm.run.exports import export_adapters, export_run
 from jaxlm.run.loop import train
 from jaxlm.run.open import opened
@@ -106,7 +107,10 @@ def test_a_run_begins_from_merged_adapters(adapted):
     model = experiment.model.for_platform("cpu")
     spec = lora.adapt(transformer.spec(model), experiment.lora)
     optimizer = make_optimizer(experiment.optimizer, experiment.steps, spec)
-    params = initial.begin(experiment, model, spec, optimizer, jax.sharding.get_mesh()).params
+    tokenizer = load_tokenizer(folder / TOKENIZER).digest
+    params = initial.begin(experiment, model, spec, optimizer, jax.sharding.get_mesh(), tokenizer).params
+    with pytest.raises(ConfigError, match="another tokenizer than the data has: set --data.tokenizer.path"):
+        initial.begin(experiment, model, spec, optimizer, jax.sharding.get_mesh(), "0")
     under, merged = param.named_leaves(jax.device_get(lora.detach(params))), leaves(folder)
     for name, weight in under.items():
         np.testing.assert_array_equal(weight, merged[name], err_msg=name)
