@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import record
 import tyro
@@ -41,7 +41,7 @@ SHAPES = {"50 MB": (3, 512), "300 MB": (4, 1024)}  # layers, width
 class Arguments:
     """What to train, and how often to save."""
 
-    sizes: tuple[str, ...] = tuple(SHAPES)
+    sizes: tuple[Literal[tuple(SHAPES)], ...] = tuple(SHAPES)
     every: int = 15
     """Steps from a save to the next."""
     saves: int = 3

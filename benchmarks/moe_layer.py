@@ -174,7 +174,7 @@ def results_of(experts: int, found: paired.Comparison, wanted: dict[str, str]) -
     ]  # fmt: skip
 
 
-def show(arguments: Arguments, found: dict[int, list[dict[str, Any]]], wanted: dict[str, str]) -> None:
+def show(found: dict[int, list[dict[str, Any]]], wanted: dict[str, str]) -> None:
     """Print a row for each number of experts and a column for each kind of layer."""
     table = Table("experts", *(f"{name}\n/ {dense.split()[1]}" for name, dense in wanted.items()))
     for experts, results in found.items():
@@ -203,7 +203,7 @@ def report(arguments: Arguments) -> int:
         rounds[experts], found[experts] = comparison.rounds, results_of(experts, comparison, wanted)
         for answer in comparison.rounds[-1].answers.values():
             others |= {name: version for name, version in answer["versions"].items() if name in ("torch", "transformers")}
-    show(arguments, found, wanted)
+    show(found, wanted)
     return record.finish(
         "moe", [each for results in found.values() for each in results], arguments.json, failure=failure,
         judged=set(arguments.sizes) >= set(BARRED_SIZES), lacks=() if arguments.torch else ("torch",), more_versions=others,

@@ -34,14 +34,14 @@ BEGIN, END = "<!-- plans: begin -->", "<!-- plans: end -->"
 class Arguments:
     """What to plan and where to write it."""
 
-    only: tuple[str, ...] = ()
+    only: tuple[Literal[FILES], ...] = ()
     """Experiments; all by default."""
-    topology: tuple[str, ...] = ()
+    topology: tuple[Literal[tuple(name for name, _ in TOPOLOGIES)], ...] = ()
     """Topologies; all by default."""
     stage: Literal["own", "code", "schedule"] = "own"
     """How far to compile; own: to machine code where the file's own mesh fits the slice, to the schedule elsewhere."""
     output: Path = ROOT / "docs" / "plans.md"
-    """The document whose table is replaced."""
+    """The document with the table."""
 
 
 def rows(arguments: Arguments) -> Iterator[tuple[str, Experiment, Topology, str]]:
@@ -58,19 +58,24 @@ def rows(arguments: Arguments) -> Iterator[tuple[str, Experiment, Topology, str]
                 yield name, changed, topology, stage
 
 
+def place_of(name: str, topology: Topology) -> str:
+    """Return the first two cells of a row: the experiment and the slices."""
+    return f"{name} | {f'{topology.slices} x ' if topology.slices > 1 else ''}{topology.name}"
+
+
 def row(name: str, experiment: Experiment, topology: Topology, stage: str, out: Console) -> str:
     """Return one row of the table."""
-    place = f"{f'{topology.slices} x ' if topology.slices > 1 else ''}{topology.name}"
+    name_and_place = place_of(name, topology)
     try:
         compiled = compile_for(experiment, topology, stage=stage, label=f"{name} on {topology}", out=out)
     except JaxlmError as fault:
         why = textwrap.shorten(str(fault), 120, placeholder=" ...")
-        return f"| {name} | {place} | {topology.num_devices} | refused: {why} | | | | | | |"
+        return f"| {name_and_place} | {topology.num_devices} | refused: {why} | | | | | | |"
     facts = compiled.facts
     mesh = " x ".join(f"{axis} {size}" for axis, size in facts["mesh"].items() if size > 1)
     size = (facts.get("required") or facts["laid_out"]) / 2**30
     memory = f"{size:.2f} of {topology.chip.memory_bytes / 2**30:.2f}"
-    head = f"| {name} | {place} | {topology.num_devices} | {mesh} | {memory} |"
+    head = f"| {name_and_place} | {topology.num_devices} | {mesh} | {memory} |"
     if not compiled.costs:
         return f"{head} does not fit | | | | {facts['compile_seconds']:.0f} |"
     found = estimate(experiment, compiled, topology)
@@ -80,22 +85,32 @@ def row(name: str, experiment: Experiment, topology: Topology, stage: str, out: 
     return f"{head} {sent:.2f} | {steps} | {shares} | {compiled.stage} | {facts['compile_seconds']:.0f} |"
 
 
+def table_of(document: Path) -> tuple[str, str, str]:
+    """Return a document before, between and after the marks; SystemExit where it has none."""
+    before, begin, rest = document.read_text().partition(BEGIN)
+    there, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{document} lacks the marks {BEGIN} and {END}")
+    return before, there, after
+
+
 def main(arguments: Arguments) -> int:
-    """Plan everything and replace the table between the document's marks."""
+    """Plan what is asked for, and replace its rows of the table between the document's marks."""
     out = Console(stderr=True, highlight=False)
     lines = [
         "| experiment | slice | devices | mesh | GiB a device | GB sent a device and step | modelled step, s | modelled MFU "
         "| known to | compile, s |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
+    table_of(arguments.output)
+    made = {}
     for name, experiment, topology, stage in rows(arguments):
-        lines.append(row(name, experiment, topology, stage, out))
-        out.print(lines[-1], soft_wrap=True)
-    text = arguments.output.read_text()
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    if not rest:
-        raise SystemExit(f"{arguments.output} lacks the marks {BEGIN} and {END}")
+        line = made[place_of(name, topology)] = row(name, experiment, topology, stage, out)
+        out.print(line, soft_wrap=True)
+    before, there, after = table_of(arguments.output)
+    kept = {" | ".join(line.strip("| ").split(" | ")[:2]): line for line in there.splitlines()[3:]}
+    places = [place_of(name, parse_topology(*asked)[0]) for name in FILES for asked in TOPOLOGIES]
+    lines += [(kept | made)[place] for place in places if place in kept | made]
     write_atomically(arguments.output, "\n".join([before + BEGIN, *lines, END + after]))
     return 0
 

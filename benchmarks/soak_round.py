@@ -12,7 +12,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -37,7 +37,7 @@ class Arguments:
     """Of moments and kinds."""
     json: Path | None = None
     """Write what happened there, and a page beside it."""
-    jobs: tuple[str, ...] = ()
+    jobs: tuple[Literal[tuple(job.name for job in JOBS)], ...] = ()
     """Only these jobs; none: all."""
     without_full_disks: bool = False
     """Make do without full disks where nothing can be mounted."""

@@ -52,6 +52,7 @@ from jaxlm.config import digest
 from jaxlm.data.example_config import ExampleConfig
 from jaxlm.data.prepare import DataConfig
 from jaxlm.data.tokenizer import TokenizerConfig
+from jaxlm.errors import ConfigError
 from jaxlm.experiment import CheckpointConfig, EvaluationConfig, Experiment, LogConfig, SampleConfig
 from jaxlm.layout import MeshConfig
 from jaxlm.model.config import ModelConfig
@@ -254,6 +255,8 @@ def main() -> int:
     else:
         arms += [smollm2_arms()] if options.only in ("", "smollm2") else []
         arms += [gsm8k_arms(Path(options.gsm8k))] if options.gsm8k and options.only in ("", "gsm8k") else []
+    if not arms:
+        raise ConfigError(f"nothing of --only {options.only} can be run here: install jaxlm[smollm2], or name --gsm8k FILE")
     found: dict[str, list[dict[str, Any]]] = {}
     for arm in itertools.chain(*arms):
         found.setdefault(arm.name, []).append(run_arm(arm, options.runs))

@@ -104,7 +104,7 @@ def measure(
     models = {extension.label: extension for extension in METHODS if extension.label in names}
 
     def place(method: str, file: str) -> Path:
-        there = runs / method.replace("/", "-").replace(" ", "-")
+        there = runs / f"{folder.name}-{run.step}" / method.replace("/", "-").replace(" ", "-")
         there.mkdir(parents=True, exist_ok=True)
         return there / file.replace(" ", "-")
 

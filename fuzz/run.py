@@ -58,6 +58,8 @@ def main(
 
     chosen = [find(name) for name in targets or TARGETS]
     if input is not None:
+        if len(chosen) != 1:
+            raise SystemExit(f"--input {input} is an input of one target: name one of {', '.join(TARGETS)}")
         return show(chosen[0], seed, input)
     results = {target.name: Result(target.name, target.about, seed, commit=str(commit() or "")[:10]) for target in chosen}
     out = Console(stderr=True)

@@ -97,12 +97,12 @@ def count(spec: Any) -> int:
     return sum(math.prod(param.shape) for param in named_leaves(spec).values())
 
 
-def bytes_per_device(spec: Any, layout: Layout, mesh_shape: Mapping[str, int], itemsize: int = 4) -> int:
-    """Return the bytes of all parameters that one device holds."""
+def bytes_per_device(spec: Any, layout: Layout, mesh_shape: Mapping[str, int]) -> int:
+    """Return the bytes of all parameters, float32, that one device holds."""
     total = 0
     for param in named_leaves(spec).values():
         split = math.prod(ways(entry, mesh_shape) for entry in layout.spec(*param.axes))
-        total += math.prod(param.shape) * itemsize // split
+        total += 4 * math.prod(param.shape) // split
     return total
 
 

@@ -208,7 +208,7 @@ def _queue(experts_BLK: Array, best_BL: Array, places: int | None, settings: Moe
     # An expert never chooses more tokens than it has places for.
     priority = "token" if settings.router == "expert_choice" else settings.priority
     confidence = _by_group(jax.lax.stop_gradient(best_BL), settings)
-    positions = routing.queue_positions(_by_group(experts_BLK, settings), settings.num_experts, priority, confidence)
+    positions = routing.queue_positions(_by_group(experts_BLK, settings), priority, confidence)
     positions_BLK = jax.lax.reshape(positions, experts_BLK.shape, out_sharding=jax.typeof(experts_BLK).sharding)
     return positions_BLK, assigned & (positions_BLK < places)
 

@@ -81,7 +81,7 @@ def smooth_load(clean_BLE: Array, noisy_BLE: Array, scale_BLE: Array, k: int) ->
     return jax.scipy.stats.norm.cdf((clean_BLE - threshold) / scale_BLE)
 
 
-def queue_positions(experts_GTK: Array, num_experts: int, priority: Priority, confidence_GT: Array | None = None) -> Array:
+def queue_positions(experts_GTK: Array, priority: Priority, confidence_GT: Array | None = None) -> Array:
     """Return the place of each assignment in its expert's queue, int32 [G, T, K], counting from 0 within its group.
 
     `token`: tokens in order, each with all its choices, so that no later token can come before an earlier one. `choice`: all

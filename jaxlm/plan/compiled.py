@@ -64,7 +64,6 @@ def compile_for(
     topology: Topology,
     *,
     stage: Stage = "code",
-    options: dict[str, Any] | None = None,
     label: str = "",
     out: Console | None = None,
 ) -> Compiled:
@@ -81,7 +80,7 @@ def compile_for(
         "experiment": to_dict(experiment),
         "topology": topology.name,
         "slices": topology.slices,
-        "options": (options or {}) | ({} if topology.chip.is_tpu else gpu.OPTIONS),
+        "options": {} if topology.chip.is_tpu else gpu.OPTIONS,
         "stage": stage,
         "versions": _versions(),
         "folder": str(folder),

@@ -23,7 +23,6 @@ class Wires:
     sides: tuple[tuple[int, int, bool], ...]
     near: int
     far: int
-    on_chip: int = 1
 
     def bandwidth(self, named: Chip) -> float | None:
         """Return bytes/s that each device can send around the group, one way, or None where it is not published.
@@ -62,7 +61,7 @@ def wires(coordinates: Iterable[Sequence[int]], topology: Topology) -> Wires:
         if len(values) > 1:
             spacing = min(b - a for a, b in itertools.pairwise(values))
             sides.append((len(values), spacing, ring and len(values) * spacing == topology.dims[dimension]))
-    return Wires(tuple(sides), near, far, len({place[-1] for place in places}))
+    return Wires(tuple(sides), near, far)
 
 
 def place(device: Any, topology: Topology) -> tuple[int, ...]:

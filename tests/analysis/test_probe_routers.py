@@ -105,7 +105,7 @@ def test_more_than_the_capacity_is_dropped():
     assert dropped(choices, MoeConfig(num_experts=4, capacity_factor=None)) == [0]
     experts = RNG.integers(0, 4, (1, 2, 16, 2)).astype(np.int32)
     places = routing.capacity(1.0, 2, 16, 4, 4)
-    queued = np.asarray(routing.queue_positions(jnp.asarray(experts[0]), 4, "token"))
+    queued = np.asarray(routing.queue_positions(jnp.asarray(experts[0]), "token"))
     settings = MoeConfig(num_experts=4, experts_per_token=2, capacity_factor=1.0, rows_per_group=1)
     found = dropped(choices._replace(experts=experts), settings)
     assert found == pytest.approx([np.mean(queued >= places)]) and found[0] > 0

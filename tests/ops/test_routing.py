@@ -38,13 +38,13 @@ def serial(experts, capacity, num_experts, priority, confidence):
 
 
 @functools.cache
-def positions_of(priority, num_experts):
-    return jax.jit(lambda experts, confidence: routing.queue_positions(experts, num_experts, priority, confidence))
+def positions_of(priority):
+    return jax.jit(lambda experts, confidence: routing.queue_positions(experts, priority, confidence))
 
 
 def placed_by_us(experts, capacity, num_experts, priority, confidence):
     """The same of [groups, tokens, choices], a dictionary a group."""
-    positions = np.asarray(positions_of(priority, num_experts)(experts.astype(np.int32), confidence.astype(np.float32)))
+    positions = np.asarray(positions_of(priority)(experts.astype(np.int32), confidence.astype(np.float32)))
     kept = (positions < capacity) & (experts < num_experts)
     return [{tuple(map(int, at)): int(positions[g][tuple(at)]) for at in np.argwhere(kept[g])} for g in range(len(experts))]
 
