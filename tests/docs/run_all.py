@@ -149,6 +149,9 @@ def _alike(word: str, other: str) -> bool:
 
 def run_page(file: str, folder: Path) -> tuple[int, int, int]:
     """Run the blocks of a page in order; return how many commands ran, were left out, and outputs were the same."""
+    for block in blocks(file):  # what another page has made under the name of what this one is about to make
+        for made in re.findall(r"^jaxlm (?:import|export) .*--to (\S+)", block.text, re.M) if block.language == "bash" else ():
+            shutil.rmtree(folder / made, ignore_errors=True)
     ran = out = compared = 0
     printed = ""
     for block in blocks(file):
