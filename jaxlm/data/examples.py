@@ -1,6 +1,7 @@
 """Rows with a prompt and a response, or a conversation, as ids; and what is wrong with those that cannot be used."""
 
 import json
+import reprlib
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -149,7 +150,7 @@ def _label(row: Row, fit: Fit) -> Example:
     name = row.config.label
     label = row.need(name)
     if not isinstance(label, (bool, int, float)) or label not in (0, 1):
-        raise BadRow("label", f"{name!r} is {label!r}: it must be true or false (or 1 or 0)")
+        raise BadRow("label", f"{name!r} is {reprlib.repr(label)}: it must be true or false (or 1 or 0)")
     prompt, responses = row.exchange(row.config.response)
     return fit.cut(*fit.encoded(prompt, responses))._replace(label=bool(label))
 

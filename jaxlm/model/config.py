@@ -277,5 +277,6 @@ class ModelConfig:
 
 
 def _near_divisor(number: int, wanted: int) -> int:
-    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    # As far as anyone has heads: the square root of a stranger's number may take seconds to reach.
+    small = [n for n in range(1, min(math.isqrt(number), 10_000) + 1) if number % n == 0]
     return min({*small, *(number // n for n in small)}, key=lambda n: abs(n - wanted))

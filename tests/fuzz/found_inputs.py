@@ -198,6 +198,16 @@ EXAMPLES = {
     ),
     "a head of 10^400": Example("run-config", {"config.json": model(b'"head_dim": %s' % HUGE)}, "refused"),
     "10^400 layers": Example("run-config", {"config.json": model(b'"num_layers": %s' % HUGE)}, "refused"),
+    "10^18 heads": Example(
+        "run-config",
+        {"config.json": model(b'"num_kv_heads": 7, "head_dim": 2').replace(b'"num_heads": 4', b'"num_heads": %d' % 10**18)},
+        "refused",
+    ),
+    "a label nested 600 deep": Example(
+        "jsonl-labels",
+        {"rows.jsonl": b'{"prompt": "a", "response": "b", "label": %s}\n' % (b'{"a": ' * 600 + b"1" + b"}" * 600)},
+        "refused",
+    ),
     "10^18 layers": Example("run-config", {"config.json": model(b'"num_layers": %d' % 10**18)}, "refused"),
     "a tokenizer's path too long": Example(
         "run-config",
