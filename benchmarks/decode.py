@@ -143,7 +143,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--what", choices=("decode", "prefill"), default="decode")
     parser.add_argument("--serve", action="store_true", help="measure ours on request from standard input")
     parser.add_argument("--yardstick", help="the command to compare with; without it ours alone is measured, once")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    own = [name for name in ("vocab", "width", "layers", "heads", "intermediate", "batch", "prompt", "new", "what")
+           if getattr(arguments, name) != parser.get_default(name)]  # fmt: skip
+    if arguments.yardstick and own:
+        parser.error(f"--yardstick compares shapes of its own: leave out --{', --'.join(own)}")
+    return arguments
 
 
 def main() -> int:

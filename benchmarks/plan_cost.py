@@ -52,7 +52,7 @@ def main(arguments: Arguments) -> int:
         table.add_row(name, f"{seconds['ours']:.1f}", f"{memory['ours']:.2f}")
         results += [seconds, memory]
     Console().print(table)
-    return record.finish("plan", results, arguments.json)
+    return record.finish("plan", results, arguments.json, judged=arguments.topologies == Arguments.topologies)
 
 
 if __name__ == "__main__":
