@@ -17,6 +17,13 @@ def lookup(table_VD: Array, ids_BL: Array, stream: P, dtype: jnp.dtype) -> Array
     """
     width = mesh_axes(jax.typeof(table_VD).sharding.spec[1])
     rows, length, _ = stream
-    elsewhere = [tuple(name for name in mesh_axes(entry) if name not in width) or None for entry in (rows, length)]
-    columns_BLD = table_VD.at[ids_BL].get(out_sharding=P(*elsewhere, width or None))
-    return jax.reshard(columns_BLD.astype(dtype), stream)
+    columns_BLD = table_VD.at[ids_BL].get(out_sharding=P(_less(rows, width), _less(length, width), width or None)).astype(dtype)
+    # One dimension takes over from the width at a time: for both at once compilers gather the whole. The length goes first,
+    # whose axes are the innermost of the width's.
+    columns_BLD = jax.reshard(columns_BLD, P(_less(rows, width), length, _less(width, mesh_axes(length))))
+    return jax.reshard(columns_BLD, stream)
+
+
+def _less(entry: str | tuple[str, ...] | None, others: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Return an entry of a PartitionSpec without these mesh axes."""
+    return tuple(name for name in mesh_axes(entry) if name not in others) or None
