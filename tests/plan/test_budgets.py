@@ -49,6 +49,7 @@ def mixture():
 POINTS = {
     "125m on v5e:4x4, data 16": (llama_125m, 64, MeshConfig(data=16), "v5e:4x4"),
     "1b on v5p:4x4x4, data 16 x model 4": (llama_1b, 128, MeshConfig(data=16, model=4), "v5p:4x4x4"),
+    "1b on v5p:4x4x4, data 16 x context 4": (llama_1b, 128, MeshConfig(data=16, context=4), "v5p:4x4x4"),
     "mixture on v5e:4x4, expert 16": (mixture, 64, MeshConfig(expert=16), "v5e:4x4"),
 }
 
