@@ -126,9 +126,12 @@ def run(text: str, folder: Path, stdin: str = "") -> str:
 
 
 def same(shown: str, printed: str) -> bool:
-    """Return whether what a page shows was printed: words in order, `...` for any, numbers to a thousandth."""
+    """Return whether what a page shows was printed: words in order, `...` for any, numbers to a thousandth.
+
+    Lines after "> " are what a reader types.
+    """
     place, said = 0, printed.replace("[...]", "...").split()
-    for word in shown.split():
+    for word in " ".join(line for line in shown.splitlines() if not line.startswith("> ")).split():
         if "..." in word:
             continue
         found = next((at for at in range(place, len(said)) if _alike(word, said[at])), None)
