@@ -12,13 +12,13 @@ Result (0.9M parameters; 0.8M tokens of the standard library, then 0.3M of the r
 of held-out text):
 
     arm                               new text           old text
-    base                              1.563 ± 0.013      1.899 ± 0.040
-    from scratch                      1.456 ± 0.061      3.678 ± 0.136
-    continued                         1.166 ± 0.026      2.631 ± 0.058
-    continued, a quarter replayed     1.202 ± 0.023      1.958 ± 0.023
+    base                              2.079 ± 0.108      1.801 ± 0.079
+    from scratch                      1.454 ± 0.039      3.695 ± 0.071
+    continued                         1.189 ± 0.054      2.672 ± 0.206
+    continued, a quarter replayed     1.233 ± 0.051      1.871 ± 0.055
 
-The claim holds: continuing is 0.29 bits better on the new text than as many steps from scratch and 0.73 worse than before on
-the old; with a quarter of the rows old it is 0.06 worse there, for 0.04 on the new.
+The claim holds: continuing is 0.26 bits better on the new text than as many steps from scratch and 0.87 worse than before on
+the old; with a quarter of the rows old it is 0.07 worse there, for 0.04 on the new.
 """
 
 import argparse
