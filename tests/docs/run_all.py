@@ -57,7 +57,7 @@ LEFT_OUT = (
     (r"docker ", "needs a Docker daemon"),
     (r"python (-m )?(benchmarks|fuzz|experiments)|TORCH|OTHER", "minutes to hours: `--help` instead; tests/ has a small one"),
     (r"jaxlm sweep experiments/\w+\.py( --max-parallel 2| --only dropless.*)?$", "an hour; tests/sweep runs small ones"),
-    (r"jaxlm (watch|analyze|report) runs/sweeps", "needs that sweep; tests/report and tests/analysis make one"),
+    (r"jaxlm (watch|analyze|report|runs) runs/sweeps", "needs that sweep; tests/report and tests/analysis make one"),
     (r"jaxlm plan .*(--search|70b|mixtral|v5e:4x4$)", "minutes; or says that it does not fit, with status 2"),
     (r"jaxlm train experiments/llama_8b", "a pod's"),
     (r"jaxlm train .*--router.replay", "needs decisions recorded in training; tests/run/test_routers.py does it"),
