@@ -16,21 +16,21 @@ def check_inputs_are_the_same(folder: Path, saves: Path, prepared: Prepared, *, 
     ConfigError for other data where that is not allowed, and for another tokenizer always: saved embeddings are of the old ids.
     """
     before = _described(saves)
-    data = before.get("data") or {}
+    key = data.get("key") if isinstance(data := before.get("data"), dict) else None
     if before.get("tokenizer") not in (None, prepared.tokenizer.digest):
         raise ConfigError(
             f"{folder} was trained with another tokenizer than its data gets now: one was learnt anew from other sources, or "
             f"named. Keep the old one by --data.tokenizer.path {folder / TOKENIZER} --allow-config-change, or begin anew in "
             "another --run-dir"
         )
-    if data.get("key") in (None, prepared.key):
+    if key in (None, prepared.key):
         return None
     if not allow_change:
         raise ConfigError(
             f"the data of {folder} is not what it was trained on: its sources hold something else now. Bring them back, go on "
             "with other rows by --allow-config-change, or begin anew in another --run-dir"
         )
-    return f"changed: what the data's sources hold, prepared as {data['key']} before and as {prepared.key} now"
+    return f"changed: what the data's sources hold, prepared as {key} before and as {prepared.key} now"
 
 
 def _described(saves: Path) -> dict[str, Any]:
