@@ -180,7 +180,8 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in dict.fromkeys(places.values()):
         # Shards may be symbolic links, as in a download cache, but their names stay within the folder.
-        if Path(file).name != file or not file.endswith(".safetensors") or "\\" in file or "\0" in file:
+        too_long = len(file.encode(errors="replace")) > 255  # for any file system
+        if too_long or Path(file).name != file or not file.endswith(".safetensors") or "\\" in file or "\0" in file:
             raise _refused(path, f"names the file {file[:80]!r}, which is no safetensors file of this folder")
         if not (folder / file).is_file():
             raise CheckpointError(f"{folder} lacks {file}, which {INDEX} names: download the folder again")

@@ -198,6 +198,11 @@ EXAMPLES = {
     ),
     "a head of 10^400": Example("run-config", {"config.json": model(b'"head_dim": %s' % HUGE)}, "refused"),
     "10^400 layers": Example("run-config", {"config.json": model(b'"num_layers": %s' % HUGE)}, "refused"),
+    "a shard's name too long": Example(
+        "safetensors-shards",
+        {"model.safetensors.index.json": b'{"weight_map": {"a": "%s.safetensors"}}' % (b"a" * 5000)},
+        "refused",
+    ),
     "10^18 heads": Example(
         "run-config",
         {"config.json": model(b'"num_kv_heads": 7, "head_dim": 2').replace(b'"num_heads": 4', b'"num_heads": %d' % 10**18)},
