@@ -10,6 +10,8 @@ import numpy as np
 
 from jaxlm.errors import DataError
 
+_LONGEST_HEADER = 10_000  # bytes; NumPy refuses longer ones
+
 
 def map_npy(path: Path) -> np.ndarray:
     """Return the array of a .npy file, mapped; DataError where there is none, with what is wrong."""
@@ -66,6 +68,11 @@ def _check_size(shape: tuple[int, ...], dtype: np.dtype[Any], size: int) -> None
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     version = np.lib.format.read_magic(file)
+    begins, wide = file.tell(), 2 if version == (1, 0) else 4
+    length = int.from_bytes(file.read(wide), "little")
+    if length > _LONGEST_HEADER:  # NumPy reads it whole before it looks at its length
+        raise ValueError(f"its header claims {length} bytes")
+    file.seek(begins)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)
     return shape, dtype

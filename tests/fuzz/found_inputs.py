@@ -203,6 +203,9 @@ EXAMPLES = {
         {"model.safetensors.index.json": b'{"weight_map": {"a": "%s.safetensors"}}' % (b"a" * 5000)},
         "refused",
     ),
+    "an array whose header claims gigabytes": Example(
+        "npy-rows", {"rows.npy": b"\x93NUMPY\x02\x00" + (4_000_000_000).to_bytes(4, "little") + b"{'descr': '<i2'}"}, "refused"
+    ),
     "10^18 heads": Example(
         "run-config",
         {"config.json": model(b'"num_kv_heads": 7, "head_dim": 2').replace(b'"num_heads": 4', b'"num_heads": %d' % 10**18)},
