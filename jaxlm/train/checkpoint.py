@@ -15,6 +15,7 @@ from orbax.checkpoint import v1 as ocp
 
 from jaxlm.config import read_json
 from jaxlm.errors import CheckpointError
+from jaxlm.train.abandoned_reads import expect_abandoned_reads
 from jaxlm.train.checksums import CHECKSUMS, checksums, damage, write_checksums
 from jaxlm.train.save_faults import SaveFaults
 from jaxlm.train.saved import saved_steps
@@ -168,6 +169,7 @@ def compare(folder: Path, step: int, abstract: dict[str, Any]) -> None:
 def _readable(path: Path) -> Iterator[None]:
     """Read without the other processes, and turn whatever goes wrong into a CheckpointError."""
     _refuse_deep(path)
+    expect_abandoned_reads()
     try:
         with _reading_alone():
             yield

@@ -1,15 +1,23 @@
 """Checkpoints: exact, readable anywhere, honest about damage."""
 
+import asyncio
+import gc
+import logging
+import sys
+import types
+
 import chex
 import jax
 import pytest
 from models import tiny
+from orbax.checkpoint._src.serialization import limits, serialization
 
 from jaxlm import param
 from jaxlm.errors import CheckpointError
 from jaxlm.layout import WEIGHTS_OVER, Layout, make_mesh
 from jaxlm.model import transformer
 from jaxlm.train import checkpoint
+from jaxlm.train.abandoned_reads import expect_abandoned_reads
 from jaxlm.train.checkpoint import CheckpointWriter, newest_good, read, read_state, saved_steps
 from jaxlm.train.optimizer import OptimizerConfig, make_optimizer
 from jaxlm.train.step import abstract_state, init_state
@@ -96,6 +104,51 @@ def test_damage_is_noticed_without_checksums_too(tmp_path):
     damage_one(tmp_path / "1", "cut short")
     with pytest.raises(CheckpointError):
         read_state(tmp_path, 1, abstract())
+
+
+def test_reads_that_orbax_abandons_end_in_silence_and_nothing_else_does(monkeypatch, caplog):
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda fault: said.append(str(fault.exc_value)))
+    expect_abandoned_reads()
+    expect_abandoned_reads()
+
+    async def forever(**_):
+        await asyncio.Future(loop=loop)
+
+    async def stubborn():
+        try:
+            await forever()
+        except GeneratorExit as fault:
+            raise ValueError("of ours") from fault
+
+    loop = asyncio.new_event_loop()
+    monkeypatch.setattr(serialization, "_read_shard", forever)
+    monkeypatch.setattr(serialization, "estimate_read_memory_footprint", lambda *_: 1)
+    read = serialization._read_array_index_and_device_put(
+        [],
+        (),
+        types.SimpleNamespace(shape=(), spec="an array"),
+        global_shape=(),
+        new_shard_shape=(),
+        dtype=None,
+        byte_limiter=limits.UnlimitedInFlightBytes(),
+        strict=True,
+        dll=None,
+        memory_kind=None,
+    )
+    for begun in (read, stubborn()):
+        begun.send(None)
+    del read, begun
+    gc.collect()
+    loop.close()
+    assert said == ["of ours"]
+    for by, message in ((None, "Event loop is closed"), (loop, "Event loop is closed"), (None, "of ours too")):
+        sys.unraisablehook(types.SimpleNamespace(object=by, exc_value=RuntimeError(message)))
+    assert said[1:] == ["Event loop is closed", "of ours too"]
+    with caplog.at_level("ERROR"):
+        logging.getLogger("asyncio").error("Future exception was never retrieved")
+        logging.getLogger("asyncio").error("of ours")
+    assert caplog.messages == ["of ours"]
 
 
 def test_nothing_readable_is_an_error_not_a_fresh_start(tmp_path):
