@@ -183,7 +183,7 @@ class Soak:
         done.starts += 1
         try:
             if not fault.await_moment(command, lambda: soak_jobs.written(disk.home)):
-                self._ended_well(job, command, command.wait(0))
+                self._ended_well(command, command.wait(0))
                 return False
             moment, stepping = command.seconds, self._steps_on(job, command, disk)
             what = fault.strike(command, disk, rng)
@@ -231,7 +231,7 @@ class Soak:
         command = self.start(job, disk.home, f"{os.getpid()}-{done.number}-end", outputs / f"{done.starts}.log")
         done.starts += 1
         try:
-            self._ended_well(job, command, command.wait(20 * self.peace[job.name]["seconds"] + 180))
+            self._ended_well(command, command.wait(20 * self.peace[job.name]["seconds"] + 180))
         finally:
             command.kill()
         soak_jobs.readable(disk.home)
@@ -239,7 +239,7 @@ class Soak:
             raise Broken("what came of it is not what came of it in peace: " + "; ".join(wrong))
         done.seconds = round(command.seconds, 2)
 
-    def _ended_well(self, job: Job, command: Command, status: int) -> None:
+    def _ended_well(self, command: Command, status: int) -> None:
         if status or "Traceback" in command.said:
             raise Broken(f"without a fault it ended with exit status {status}")
         command.nobody_left()

@@ -43,7 +43,6 @@ from long_context import LENGTH, SHORT, Measured, grouped, measured, options, ru
 from tuned import trained
 
 from jaxlm.experiment import Experiment
-from jaxlm.layout import MeshConfig
 from jaxlm.model.extension import Extension
 from jaxlm.model.rope_config import RopeScaling
 from jaxlm.train.optimizer import OptimizerConfig
@@ -79,11 +78,6 @@ def tuned(init_from: str, seed: int, kind: str = "none", factor: float = 1.0, le
         data=dataclasses.replace(begun.data, sources=sources, sequence_length=length),
         optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=10),
     )
-
-
-def over_context() -> Experiment:
-    """The same arm with each row split over two devices, and rows over two."""
-    return dataclasses.replace(experiment(), mesh=MeshConfig(data=2, context=2, cpu_devices=4))
 
 
 def pod() -> Experiment:

@@ -48,18 +48,21 @@ def _conversation(question: str, texts: dict[str, str]) -> dict[str, Any]:
     return {"prompt": prompt, **{name: [{"role": "assistant", "content": text}] for name, text in texts.items()}}
 
 
-def gsm8k_pairs(path: Path, count: int, longest: int = 420) -> tuple[Path, Path]:
+_LONGEST = 420  # characters of a question and a solution, of what others wrote
+
+
+def gsm8k_pairs(path: Path, count: int) -> tuple[Path, Path]:
     """Write pairs of real models' solutions, right against wrong, one a question, as (training rows, held-out rows).
 
     A line of the file is {"question": ..., MODEL: {"is_correct": ..., "solution": ...}, ...}. Only short ones are taken
-    (question and solution up to `longest` characters); the calculator's notes, <<1+1=2>>, are left out.
+    (question and solution up to 420 characters); the calculator's notes, <<1+1=2>>, are left out.
     """
     rows = []
     for line in path.read_text().splitlines():
         values = json.loads(line)
         found = [v for v in values.values() if isinstance(v, dict) and "is_correct" in v]
         found = [(v["is_correct"], re.sub(r"<<[^<>]*>>", "", v["solution"]).strip()) for v in found]
-        found = [(right, text) for right, text in found if text and len(values["question"]) + len(text) <= longest]
+        found = [(right, text) for right, text in found if text and len(values["question"]) + len(text) <= _LONGEST]
         right, wrong = ([text for is_right, text in found if is_right == wanted] for wanted in (True, False))
         if right and wrong:
             rows.append(_conversation(values["question"], {"chosen": right[0], "rejected": wrong[0]}))

@@ -244,16 +244,3 @@ def final_answer(text: str) -> float | None:
     """Return the number of the last line that gives an answer ("Answer: 7", "A: 1,200", "#### $7.50"), None without one."""
     found = re.findall(r"^\W*(?:Answer:|A:|####)\s*\$?\s*(-?\d[\d,]*(?:\.\d+)?)", text, re.MULTILINE)
     return float(found[-1].replace(",", "")) if found else None
-
-
-def wrong_equations(text: str) -> list[str]:
-    """Return the equations "a + b = c" of a text that do not hold."""
-    number = r"(-?\d+(?:\.\d+)?)"
-    equations = re.finditer(rf"(?<![\d+*/.-]){number} ([-+*/]) {number} = {number}", text)
-    return [found[0] for found in equations if not _holds(*found.groups())]
-
-
-def _holds(left: str, operation: str, right: str, result: str) -> bool:
-    if operation == "/" and not float(right):
-        return False
-    return abs(OPERATIONS[operation](float(left), float(right)) - float(result)) < 1e-6

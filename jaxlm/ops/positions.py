@@ -119,16 +119,3 @@ def alibi_slopes(heads: int) -> Array:
 def grouped_shift(group_size: int, window_size: int) -> int:
     """Return what is added to a query's grouped position, so that grouped distances go on where the window's end."""
     return window_size - window_size // group_size
-
-
-def self_extend_relative(query: Array, key: Array, group_size: int, window_size: int) -> Array:
-    """Return int32 [..., Lq, Lk]: the relative position that each query at positions [..., Lq] sees each key [..., Lk] at.
-
-    Within `window_size` keys, its own included, the true one; beyond, that of their groups of `group_size`; -1 for keys that
-    come later (Self-Extend, arXiv:2401.01325). Positions count the tokens of a document from 0. Where `group_size` does not
-    divide `window_size` relative positions leap at the window's end.
-    """
-    query, key = query[..., :, None], key[..., None, :]
-    grouped = query // group_size + grouped_shift(group_size, window_size) - key // group_size
-    near = query - key < window_size
-    return jnp.where(key > query, -1, jnp.where(near, query - key, grouped)).astype(jnp.int32)

@@ -1,5 +1,6 @@
 """Documents to retrieve from fill rows, and end in what can be found in them; every reading reaches its length."""
 
+import dataclasses
 import random
 import re
 import sys
@@ -19,6 +20,7 @@ from jaxlm.data.packing import pack, row_type
 from jaxlm.data.tokenizer import train_tokenizer
 from jaxlm.eval.retrieval import passkey_tasks
 from jaxlm.experiment import check_devices
+from jaxlm.layout import MeshConfig
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,7 @@ def test_readings_reach_their_length():
 
 
 def test_an_arm_on_longer_rows_fits_a_mesh_that_splits_them():
-    split = extend_by_tuning.over_context()
+    split = dataclasses.replace(extend_by_tuning.experiment(), mesh=MeshConfig(data=2, context=2, cpu_devices=4))
     assert check_devices(split, 4)["context"] == 2
     assert split.model.rope_scaling.original_length == LENGTH and split.data.sequence_length == 1024
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -12,7 +13,20 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 
 import instructions
-from word_problems import FAULTS, draw_problems, draw_wrong, final_answer, write_solution, wrong_equations
+from word_problems import FAULTS, OPERATIONS, draw_problems, draw_wrong, final_answer, write_solution
+
+
+def wrong_equations(text: str) -> list[str]:
+    """Return the equations "a + b = c" of a text that do not hold."""
+    number = r"(-?\d+(?:\.\d+)?)"
+    equations = re.finditer(rf"(?<![\d+*/.-]){number} ([-+*/]) {number} = {number}", text)
+    return [found[0] for found in equations if not _holds(*found.groups())]
+
+
+def _holds(left: str, operation: str, right: str, result: str) -> bool:
+    if operation == "/" and not float(right):
+        return False
+    return abs(OPERATIONS[operation](float(left), float(right)) - float(result)) < 1e-6
 
 
 def test_right_solutions_hold_and_end_in_the_answer():
