@@ -23,20 +23,17 @@ the old; with a quarter of the rows old it is 0.07 worse there, for 0.04 on the 
 
 import argparse
 import dataclasses
-import functools
 import pydoc_data.topics
 from pathlib import Path
 
 import jax
 import llama_8b
 from compare import command, interval, show
-from tuned import trained, write_rows
+from tuned import library, trained
 
 from jaxlm.commands.start import start_jax
 from jaxlm.data.mixture import Batches
 from jaxlm.data.prepare import DataConfig, prepare
-from jaxlm.data.readers import Document
-from jaxlm.data.sources import parse_source
 from jaxlm.data.tokenizer import TokenizerConfig
 from jaxlm.eval.language_model import evaluate, target_bytes
 from jaxlm.experiment import CheckpointConfig, EvaluationConfig, Experiment, LogConfig, SampleConfig
@@ -47,14 +44,11 @@ from jaxlm.train.optimizer import OptimizerConfig
 
 RUNS, BASE = Path("runs/continued_pretraining"), Path("runs/continued_base")
 REFERENCE = f"text:{pydoc_data.topics.__file__}#2048"
-REFERENCE_ID = "pydoc_data/topics.py"
 
 
-@functools.cache
-def library() -> str:
-    """Return the source of the old text: the standard library without the reference, which is one of its files."""
-    documents = (each for each in parse_source("stdlib").documents() if isinstance(each, Document))
-    return f"jsonl:{write_rows('library', ({'text': each.text} for each in documents if each.id != REFERENCE_ID))}"
+def old_text() -> str:
+    """The standard library without the reference, which is one of its files."""
+    return library("pydoc_data/topics.py")
 
 
 def base() -> Experiment:
@@ -64,7 +58,7 @@ def base() -> Experiment:
         model=ModelConfig(
             vocab_size=2048, num_layers=3, hidden_size=128, num_heads=4, intermediate_size=384, max_length=128
         ),
-        data=DataConfig(sources=(library(),), tokenizer=TokenizerConfig(kind="bpe", vocab_size=2048), sequence_length=128),
+        data=DataConfig(sources=(old_text(),), tokenizer=TokenizerConfig(kind="bpe", vocab_size=2048), sequence_length=128),
         optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=40),
         evaluation=EvaluationConfig(every=0), checkpoint=CheckpointConfig(every=0, keep=1), sample=SampleConfig(tokens=0),
         log=LogConfig(tensorboard=False),
@@ -79,7 +73,7 @@ def arms(seed: int = 0, begun: Path = BASE) -> dict[str, Experiment]:
     scratch = dataclasses.replace(base(), name="from scratch", steps=150, seed=seed, data=new, optimizer=steep)
     gentle = OptimizerConfig(learning_rate=2e-3, warmup_steps=15)
     continued = dataclasses.replace(scratch, name="continued", init_from=str(begun), optimizer=gentle)
-    old = dataclasses.replace(new, sources=(REFERENCE, library()), weights=(0.75, 0.25))
+    old = dataclasses.replace(new, sources=(REFERENCE, old_text()), weights=(0.75, 0.25))
     return {
         "from scratch": scratch,
         "continued": continued,
@@ -129,7 +123,7 @@ def main() -> int:
         before = arms(seed, begun)["from scratch"].data
         for arm, folder in folders.items():
             new.setdefault(arm, []).append(held_out(folder, before))
-            old.setdefault(arm, []).append(held_out(folder, dataclasses.replace(before, sources=(library(),))))
+            old.setdefault(arm, []).append(held_out(folder, dataclasses.replace(before, sources=(old_text(),))))
     lines = [["arm", "bits per byte, new text", "old text"]]
     lines += [[arm, interval(new[arm]), interval(old[arm])] for arm in new]
     show(lines, f"held-out text, {seeds} seeds")

@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 from compare import command, show
 from llama_8b import long_context
-from tuned import kept, write_results
+from tuned import kept, library, write_results
 
 from jaxlm.commands.start import start_jax
 from jaxlm.data.prepare import DataConfig
@@ -54,6 +54,8 @@ DOCUMENTS = {
     "language reference": Path(pydoc_data.topics.__file__),
     "decimal module": Path(pydoc_data.topics.__file__).parents[1] / "_pydecimal.py",
 }
+# The same two as the standard library's source names them: what is trained here must not have read them.
+TESTED = ("pydoc_data/topics.py", "_pydecimal.py")
 METHODS = (
     Extension(max_length=LENGTH),
     Extension(self_extend=SelfExtend(group_size=4, window_size=1024)),
@@ -75,7 +77,7 @@ def experiment() -> Experiment:
             intermediate_size=1536, max_length=LENGTH, rope_theta=100_000.0, norm_epsilon=9.999999747378752e-06, init_std=0.0,
             rope_scaling=RopeScaling(kind="yarn", factor=2.0, original_length=TRAINED),
         ),
-        data=DataConfig(sources=("stdlib",), tokenizer=tokenizer, sequence_length=LENGTH),
+        data=DataConfig(sources=(library(*TESTED),), tokenizer=tokenizer, sequence_length=LENGTH),
         optimizer=OptimizerConfig(learning_rate=2e-5, warmup_steps=10),
         remat="full",
         init_from=str(SMOLLM2),

@@ -15,10 +15,13 @@ from compare import run_folder
 
 from jaxlm.data.mixture import Batches
 from jaxlm.data.prepare import DataConfig, prepare
+from jaxlm.data.readers import Document
+from jaxlm.data.sources import parse_source
 from jaxlm.data.storage import cache_folder, write_atomically
 from jaxlm.decode.generate import Request, generate
 from jaxlm.decode.sampling import Sampling
 from jaxlm.decode.weights import prepare as prepare_weights
+from jaxlm.errors import ConfigError
 from jaxlm.experiment import Experiment
 from jaxlm.objective.preference import reference_log_probs
 from jaxlm.run.loop import train
@@ -34,6 +37,15 @@ def write_rows(name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
     return path
+
+
+@functools.cache
+def library(*without: str) -> str:
+    """Return the source of Python's standard library but for these of its files ("pydoc_data/topics.py"), to be tested on."""
+    documents = {each.id: each.text for each in parse_source("stdlib").documents() if isinstance(each, Document)}
+    if unknown := set(without) - set(documents):
+        raise ConfigError(f"the standard library has no {', '.join(sorted(unknown))}")
+    return f"jsonl:{write_rows('library', ({'text': text} for id, text in documents.items() if id not in without))}"
 
 
 def kept(path: Path, compute: Callable[[], Any]) -> Any:
