@@ -37,6 +37,7 @@ from jax import Array
 from machine import processor
 from rich.console import Console
 from rich.table import Table
+from scaling_fit import fit
 from serving import serve
 
 from jaxlm.layout import make_mesh
@@ -147,7 +148,7 @@ def summarise(rounds: list[paired.Round]) -> dict[str, dict[str, Any]]:
 def exponent(found: dict[int, dict[str, dict[str, Any]]], form: Form, what: str) -> float | None:
     """Return the slope of log memory against log length, None of fewer than two lengths."""
     points = [(length, forms[form][what]) for length, forms in found.items() if forms[form][what] > 0]
-    return float(np.polyfit(*np.log(np.array(points, float)).T, 1)[0]) if len(points) > 1 else None
+    return fit(*zip(*points, strict=True)).exponent if len(points) > 1 else None
 
 
 def show(found: dict[int, dict[str, dict[str, Any]]], exponents: dict[str, dict[str, float | None]]) -> None:

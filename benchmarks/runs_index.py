@@ -25,6 +25,7 @@ import time
 from pathlib import Path
 
 import record
+from scaling_fit import fit
 
 from jaxlm.cli import main as jaxlm
 from jaxlm.config import digest, to_dict
@@ -115,11 +116,8 @@ def medians(seconds: dict[int, list[float]]) -> dict[int, float]:
 
 def slope(seconds: dict[int, float]) -> float:
     """Return the exponent of seconds over runs by least squares, from 100 runs on."""
-    points = [(math.log(count), math.log(value)) for count, value in seconds.items() if count >= 100]
-    if len(points) < 2:
-        return math.nan
-    x, y = (sum(values) / len(points) for values in zip(*points, strict=True))
-    return sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)
+    seconds = {count: value for count, value in seconds.items() if count >= 100}
+    return fit([*seconds], [*seconds.values()]).exponent if len(seconds) > 1 else math.nan
 
 
 def main() -> int:
