@@ -2,7 +2,6 @@
 
 import signal
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,10 +12,8 @@ import jax
 from jaxlm import param
 from jaxlm.config import digest
 from jaxlm.data.mixture import prefetch
-from jaxlm.errors import DivergedError
-from jaxlm.eval.language_model import summarize
-from jaxlm.experiment import Experiment, GuardConfig
-from jaxlm.run import decisions, directory, display, goodput, processes, report
+from jaxlm.experiment import Experiment
+from jaxlm.run import directory, display, goodput, processes, report
 from jaxlm.run.agreement import agreed, announced, same
 from jaxlm.run.continued import check_inputs_are_the_same
 from jaxlm.run.failure import failure_recorded, forget_failure
@@ -36,6 +33,7 @@ from jaxlm.run.reference import with_reference
 from jaxlm.run.rows import summarize_rows
 from jaxlm.run.setup import Setup, describe_checkpoint, restore_or_begin, set_up
 from jaxlm.run.sources import code_digest
+from jaxlm.run.step_results import StepResults
 from jaxlm.run.unread import describe_unread
 from jaxlm.train.checkpoint import CheckpointWriter
 from jaxlm.train.step import TrainState
@@ -154,34 +152,12 @@ def _take_steps(
     setup: Setup, state: TrainState, first: int, log: MetricsLog, writer: CheckpointWriter, out: Any, stop: Callable[[], bool],
     clock: goodput.Clock, account: Callable[[int], None],
 ) -> TrainState:  # fmt: skip
-    """Take steps until the last or until asked to stop. Results are read one step behind, so that devices never wait.
-
-    Of several processes any may be asked: each step's results tell it to all, which so stop after the same one.
-    """
-    experiment, many, asked = setup.experiment, jax.process_count() > 1, False
+    """Take steps until the last or until asked to stop; several processes stop after the same one."""
+    experiment, many = setup.experiment, jax.process_count() > 1
     validate, step_program = make_validate(setup), None
     progress = display.TrainingDisplay(out, first, experiment.steps)
+    results = StepResults(setup, log, progress, writer)
     feed = prefetch(setup.reader("train"), first, experiment.steps)
-    pending: deque[tuple[int, dict[str, Any], dict[str, Any]]] = deque()
-    since = time.monotonic()
-
-    def settle(keep: int) -> None:
-        nonlocal since, asked
-        while len(pending) > keep:
-            step, facts, results = pending.popleft()
-            results = jax.device_get(results)
-            if many:
-                facts |= summarize_rows(results.pop("rows"))
-                asked |= bool(results.pop("stop"))
-            if "decisions" in results:
-                decided = results.pop("decisions")
-                decisions.write_decisions(Path(experiment.router.record), step, decided, facts["batch_hash"])
-            values = {name: value.tolist() for name, value in results.items()}
-            since, seconds = time.monotonic(), time.monotonic() - since
-            row = log.write(step, "train", _row(setup, values, facts, seconds), keep=step % experiment.log.every == 0)
-            progress.update(row, last=step + 1 == experiment.steps)
-            _check_streak(values, experiment.guard, writer)
-
     try:
         with jax.transfer_guard("disallow"):
             for step in range(first, experiment.steps):
@@ -195,27 +171,26 @@ def _take_steps(
                 if step_program is None:
                     with clock.during("compiling"):
                         step_program = compile_step(setup, state, inputs)
-                    since = time.monotonic()
-                state, results = step_program(state, inputs)
-                pending.append((step, facts, results))
-                settle(keep=1)
+                    results.skip_time()
+                state, given = step_program(state, inputs)
+                results.add(step, facts, given)
                 if step == first + 1:
                     account(step)
-                done, stopping = step + 1, asked if many else stop()
+                done, stopping = step + 1, results.asked if many else stop()
                 last = done == experiment.steps
                 if validate is not None and (_due(done, experiment.evaluation.every) or last):
-                    settle(keep=0)
+                    results.settle()
                     with clock.during("evaluating"):
                         row = log.write(done, "validation", validate(state.params))
                     progress.say(f"validation after step {done}: {display.describe(row)}")
-                    since = time.monotonic()
+                    results.skip_time()
                 if _due(done, experiment.checkpoint.every) or last or stopping:
-                    settle(keep=0)
+                    results.settle()
                     with clock.during("saving"):
                         log.sync()
                         writer.save(state, done, describe_checkpoint(setup, done))
                     account(done)
-                    since = time.monotonic()
+                    results.skip_time()
                 if stopping:
                     break
             return state
@@ -226,28 +201,6 @@ def _take_steps(
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _row(setup: Setup, values: dict[str, float], facts: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """Return what metrics.jsonl says of a training step."""
-    tokens, speed = values["tokens"], facts["real_tokens"] / seconds
-    row = values | {"real_tokens": facts["real_tokens"], "batch_hash": facts["batch_hash"]}
-    if not setup.experiment.paired:
-        summary = summarize(values["loss"] * tokens, values["accuracy"] * tokens, tokens, facts["bytes"])
-        row |= {"bits_per_byte": summary["bits_per_byte"], "perplexity": summary["perplexity"]}
-    row |= {"tokens_per_second": speed, "step_seconds": seconds, "data_wait_seconds": facts["data_wait_seconds"]}
-    utilisation = setup.utilisation(speed)
-    return row | ({"mfu": utilisation} if utilisation is not None else {})
-
-
-def _check_streak(values: dict[str, float], guard: GuardConfig, writer: CheckpointWriter) -> None:
-    """Raise DivergedError once too many steps in a row had to be skipped."""
-    if values["skipped_in_a_row"] >= guard.max_skipped_in_a_row:
-        kept = f"the checkpoint of step {writer.last_step} is kept" if writer.last_step >= 0 else "no checkpoint was due before"
-        raise DivergedError(
-            f"{guard.max_skipped_in_a_row} steps in a row had a loss or gradient that is not finite or that spikes; {kept}. "
-            "Lower --optimizer.learning-rate, lengthen --optimizer.warmup-steps, or raise --guard.spike-factor"
-        )
 
 
 @contextmanager
