@@ -19,7 +19,7 @@ from jaxlm.ops.log_probs import compare
 from jaxlm.ops.masks import Tokens
 from jaxlm.run.directory import CHECKPOINTS
 from jaxlm.run.open import OpenRun, read_params
-from jaxlm.train.checkpoint import saved_steps
+from jaxlm.train.saved import saved_steps
 
 DRAWN_TOGETHER = 256
 

@@ -7,6 +7,8 @@ from random import Random
 from fuzz.mutate import Files, by_name, dump, mutated, odd
 from fuzz.target import Target, folder_files
 from jaxlm.train import checkpoint, checksums
+from jaxlm.train.checkpoint_writer import CheckpointWriter
+from jaxlm.train.saved import saved_steps
 
 
 def _checkpoint_seeds(folder: Path) -> list[Files]:
@@ -17,7 +19,7 @@ def _checkpoint_seeds(folder: Path) -> list[Files]:
     from jaxlm.layout import make_mesh
 
     with jax.set_mesh(make_mesh({}, jax.devices()[:1])):
-        writer = checkpoint.CheckpointWriter(folder / "checkpoints", keep=1)
+        writer = CheckpointWriter(folder / "checkpoints", keep=1)
         writer.save_params({"w": jax.device_put(np.arange(4.0, dtype=np.float32))}, 3, {"jaxlm": "0", "model": {"a": 1}})
         writer.close()
     return [folder_files(folder)]
@@ -43,7 +45,7 @@ def _read_checkpoint(folder: Path) -> None:
     import numpy as np
 
     saves = folder / "checkpoints"
-    checkpoint.saved_steps(saves)
+    saved_steps(saves)
     checksums.damage(saves / "3")
     checkpoint.fingerprint(saves, 3)
     checkpoint.description(saves, 3)

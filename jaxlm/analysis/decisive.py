@@ -14,6 +14,7 @@ from jaxlm.experiment import FREE_FIELDS
 from jaxlm.function_file import identity as same
 from jaxlm.run.directory import CHECKPOINTS, CONFIG, read_starts
 from jaxlm.train import checkpoint
+from jaxlm.train.saved import saved_steps
 
 Result = dict[str, Any]
 # By what results of one probe belong together: those of other settings, rows, code or trainings make no curve with them.
@@ -135,7 +136,7 @@ def _content(path: Path) -> str:
     try:
         if path.is_file():
             return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        steps = checkpoint.saved_steps(path / CHECKPOINTS)
+        steps = saved_steps(path / CHECKPOINTS)
         if steps:
             return checkpoint.fingerprint(path / CHECKPOINTS, steps[-1])
         return _listing(path) if path.is_dir() else ""

@@ -24,7 +24,7 @@ from jaxlm.model.config import ModelConfig
 from jaxlm.run.directory import CHECKPOINTS, TOKENIZER, imported_from, load_config
 from jaxlm.run.evaluate import own_tokenizer
 from jaxlm.run.open import described, read_params
-from jaxlm.train import checkpoint
+from jaxlm.train.saved import saved_steps
 
 BYTES_OF_PARAMETERS = 1 << 30  # of checkpoints that were read, kept for the next view
 ROWS = 16  # that are read where nothing is said of it
@@ -149,7 +149,7 @@ def opened_series(
     Nothing is read before it is asked for. Raises CheckpointError where the folder is no run or has no checkpoint.
     """
     experiment, saves = load_config(folder), folder / CHECKPOINTS
-    steps = tuple(checkpoint.saved_steps(saves))
+    steps = tuple(saved_steps(saves))
     if not steps:
         raise CheckpointError(f"{folder} has no checkpoint yet: train it further, or lower --checkpoint.every")
     mesh = make_mesh({}, jax.devices()[:1])

@@ -21,7 +21,7 @@ from jaxlm.data.prepare import Report
 from jaxlm.errors import CheckpointError, JaxlmError
 from jaxlm.run import display
 from jaxlm.run.directory import CHECKPOINTS
-from jaxlm.train import checkpoint
+from jaxlm.train.saved import saved_steps
 
 RETIRED = "it was retired while the analysis went on"
 SHOWN = 8  # folders that a line names
@@ -125,14 +125,14 @@ def _walk(series: Series, todo: dict[int, list[Probe]], walked: Walked, out: Con
     saves = series.folder / CHECKPOINTS
     with display.measuring(out, sum(map(len, todo.values()))) as advance:
         for step, probes in todo.items():
-            series.steps = tuple(sorted({*series.steps} & {*checkpoint.saved_steps(saves)}))  # a run at work retires some
+            series.steps = tuple(sorted({*series.steps} & {*saved_steps(saves)}))  # a run at work retires some
             view, left = View(series, step), len(probes)
             for probe in probes:
                 advance(0, f"{series.folder.name}  step {step}  {probe.name}")
                 try:
                     _measure(series, view, probe, walked)
                 except CheckpointError as fault:
-                    gone = step not in checkpoint.saved_steps(saves)
+                    gone = step not in saved_steps(saves)
                     walked.fault(series.folder, "checkpoint", RETIRED if gone else fault, step)
                     if gone or step in series.unread:
                         break

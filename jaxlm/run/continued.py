@@ -7,6 +7,7 @@ from jaxlm.data.prepare import Prepared
 from jaxlm.errors import CheckpointError, ConfigError
 from jaxlm.run.directory import TOKENIZER
 from jaxlm.train import checkpoint
+from jaxlm.train.saved import saved_steps
 
 
 def check_inputs_are_the_same(folder: Path, saves: Path, prepared: Prepared, *, allow_change: bool) -> str | None:
@@ -35,7 +36,7 @@ def check_inputs_are_the_same(folder: Path, saves: Path, prepared: Prepared, *, 
 
 def _described(saves: Path) -> dict[str, Any]:
     """Return what the newest checkpoint that can be read says of itself; nothing where there is none."""
-    for step in reversed(checkpoint.saved_steps(saves)):
+    for step in reversed(saved_steps(saves)):
         try:
             return checkpoint.description(saves, step)
         except CheckpointError:

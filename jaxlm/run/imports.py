@@ -23,7 +23,7 @@ from jaxlm.layout import make_mesh
 from jaxlm.model import transformer
 from jaxlm.model.config import ModelConfig
 from jaxlm.run import directory, display
-from jaxlm.train.checkpoint import CheckpointWriter
+from jaxlm.train.checkpoint_writer import CheckpointWriter
 from jaxlm.train.optimizer import OptimizerConfig
 
 _ROW = 2048  # tokens of a row when the run's own text is read, unless the model reads less

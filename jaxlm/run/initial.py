@@ -20,6 +20,7 @@ from jaxlm.run.agreement import agreed, told
 from jaxlm.run.directory import CHECKPOINTS, TOKENIZER
 from jaxlm.run.open import described, read_params
 from jaxlm.train import checkpoint
+from jaxlm.train.saved import saved_steps
 from jaxlm.train.step import TrainState, init_state
 
 # Fields of a model that its weights leave open: a tuned one may have dropout.
@@ -80,7 +81,7 @@ def _from_run(
         key = jax.random.fold_in(jax.random.key(experiment.seed), 0)
         return jax.jit(lambda dense: upcycle(dense, alike, model, experiment.layout, key))(params)
 
-    steps = told(f"list of checkpoints in {folder}", checkpoint.saved_steps(saves)) if step is None else [step]
+    steps = told(f"list of checkpoints in {folder}", saved_steps(saves)) if step is None else [step]
     newest = checkpoint.newest_good(saves, load, lambda fault: out.print(f"[yellow]warning:[/] {fault}"), steps)
     if newest is None:
         raise CheckpointError(f"init_from = {folder}: there is no checkpoint in {saves}")

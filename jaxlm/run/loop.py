@@ -35,7 +35,7 @@ from jaxlm.run.setup import Setup, describe_checkpoint, restore_or_begin, set_up
 from jaxlm.run.sources import code_digest
 from jaxlm.run.step_results import StepResults
 from jaxlm.run.unread import describe_unread
-from jaxlm.train.checkpoint import CheckpointWriter
+from jaxlm.train.checkpoint_writer import CheckpointWriter
 from jaxlm.train.step import TrainState
 
 

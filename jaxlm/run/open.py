@@ -23,6 +23,7 @@ from jaxlm.run import display
 from jaxlm.run.directory import CHECKPOINTS, TOKENIZER, imported_from, load_config
 from jaxlm.run.functions import find_functions
 from jaxlm.train import checkpoint
+from jaxlm.train.saved import saved_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,7 @@ def opened(
     extension.applied(experiment.model)  # each says what is wrong before a device is touched
     find_functions(folder, experiment)
     saves = folder / CHECKPOINTS
-    steps = checkpoint.saved_steps(saves)
+    steps = saved_steps(saves)
     if not steps:
         raise CheckpointError(f"{folder} has no checkpoint yet: train it further, or lower --checkpoint.every")
     if step is not None and step not in steps:

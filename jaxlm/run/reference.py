@@ -20,6 +20,7 @@ from jaxlm.run.open import described, read_params
 from jaxlm.run.reference_table import log_prob_table
 from jaxlm.run.setup import Setup
 from jaxlm.train import checkpoint
+from jaxlm.train.saved import saved_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ def with_reference(setup: Setup, saves: Path, out: Any) -> Setup:
     if not (experiment.paired and experiment.preference.needs_reference) or experiment.reference_is_base:
         return setup
     folder = Path(experiment.preference.reference_run or experiment.init_from)
-    own = told("own checkpoints", checkpoint.saved_steps(saves))
+    own = told("own checkpoints", saved_steps(saves))
     before = told("reference so far", reference_so_far(saves, own))
     reference, params = read_reference(
         folder, before, experiment, setup.model, setup.prepared.tokenizer.digest, setup.mesh, out
@@ -72,7 +73,7 @@ def read_reference(
     read the rows, lies badly on the mesh or, to stand beside the policy, is not the policy's.
     """
     saves = folder / CHECKPOINTS
-    steps = told(f"list of checkpoints in {folder}", checkpoint.saved_steps(saves))
+    steps = told(f"list of checkpoints in {folder}", saved_steps(saves))
     if not steps:
         raise CheckpointError(f"the reference {folder} has no checkpoint: name a run that has one")
     if before:

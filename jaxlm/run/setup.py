@@ -23,7 +23,9 @@ from jaxlm.run import decisions, initial, rows
 from jaxlm.run.agreement import agreed, told
 from jaxlm.run.directory import versions
 from jaxlm.train import checkpoint
+from jaxlm.train.checkpoint_writer import items
 from jaxlm.train.optimizer import make_optimizer
+from jaxlm.train.saved import saved_steps
 from jaxlm.train.step import TrainState, abstract_state
 
 AnyBatch = Batch | PairBatch
@@ -160,14 +162,14 @@ def restore_or_begin(setup: Setup, saves: Path, say: Callable[[str], None]) -> T
             if jax.process_index() == 0:
                 checkpoint.verify(saves, step)
         with agreed(f"checkpoint {step} compared"):
-            checkpoint.compare(saves, step, checkpoint.items(abstract))
+            checkpoint.compare(saves, step, items(abstract))
         with agreed(f"checkpoint {step} read", timeout=3600):
             state = checkpoint.read_state(saves, step, abstract, verified=True)
             if int(state.step) != step:
                 raise CheckpointError(f"checkpoint {saves / str(step)} holds the state of step {int(state.step)}")
             return state
 
-    steps = told("list of checkpoints", checkpoint.saved_steps(saves))
+    steps = told("list of checkpoints", saved_steps(saves))
     found = checkpoint.newest_good(saves, load, lambda fault: say(f"[yellow]warning:[/] {fault}"), steps)
     if found is None:
         reference, home = setup.reference_described, setup.experiment.init_from

@@ -15,7 +15,7 @@ from jaxlm.run.display import TrainingDisplay
 from jaxlm.run.metrics import MetricsLog
 from jaxlm.run.rows import summarize_rows
 from jaxlm.run.setup import Setup
-from jaxlm.train.checkpoint import CheckpointWriter
+from jaxlm.train.checkpoint_writer import CheckpointWriter
 
 
 class StepResults:

@@ -14,7 +14,7 @@ from jaxlm.data.prepare import DataConfig
 from jaxlm.data.tokenizer import TokenizerConfig
 from jaxlm.experiment import Experiment, SampleConfig
 from jaxlm.run import directory
-from jaxlm.train.checkpoint import CheckpointWriter
+from jaxlm.train.checkpoint_writer import CheckpointWriter
 
 SIZES = '''"""Sizes of parameters.
 

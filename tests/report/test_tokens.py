@@ -32,7 +32,7 @@ from jaxlm.report.token_text import hidden, pieces, spans, visible
 from jaxlm.report.tokens import _apart
 from jaxlm.report.tokens_terminal import show
 from jaxlm.run.directory import TOKENIZER, settle_config
-from jaxlm.train.checkpoint import CheckpointWriter
+from jaxlm.train.checkpoint_writer import CheckpointWriter
 
 TEXT = 'Ein süßer Bär\tfraß <b>&amp;</b>\n"quoted" \\n </script> one two three'
 ROW = 32

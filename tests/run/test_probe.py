@@ -20,7 +20,7 @@ from jaxlm.layout import make_mesh
 from jaxlm.run.directory import TOKENIZER, settle_config
 from jaxlm.run.open import opened
 from jaxlm.run.probe import _name
-from jaxlm.train.checkpoint import CheckpointWriter
+from jaxlm.train.checkpoint_writer import CheckpointWriter
 
 # A block of 32 tokens and its first 8 again, in rows of 96: the next token stands this far back where the depth is 0.
 DISTANCE = 96 - 32 - 1 - 1

@@ -27,7 +27,7 @@ from jaxlm.run.open import opened
 from jaxlm.run.sample import Prompt, Wanted, beams_of, room_for, sample_run
 from jaxlm.run.score import row_logits, score_rows
 from jaxlm.run.standing import standing
-from jaxlm.train.checkpoint import saved_steps
+from jaxlm.train.saved import saved_steps
 
 
 def test_a_run_leaves_a_record_curves_checkpoints_and_a_sample(finished):

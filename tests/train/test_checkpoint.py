@@ -16,10 +16,12 @@ from jaxlm import param
 from jaxlm.errors import CheckpointError
 from jaxlm.layout import WEIGHTS_OVER, Layout, make_mesh
 from jaxlm.model import transformer
-from jaxlm.train import checkpoint
+from jaxlm.train import checkpoint, checkpoint_writer
 from jaxlm.train.abandoned_reads import expect_abandoned_reads
-from jaxlm.train.checkpoint import CheckpointWriter, newest_good, read, read_state, saved_steps
+from jaxlm.train.checkpoint import newest_good, read, read_state
+from jaxlm.train.checkpoint_writer import CheckpointWriter
 from jaxlm.train.optimizer import OptimizerConfig, make_optimizer
+from jaxlm.train.saved import saved_steps
 from jaxlm.train.step import abstract_state, init_state
 
 SPEC = transformer.spec(tiny(num_layers=1))
@@ -186,7 +188,7 @@ def test_a_failed_save_is_told_and_the_last_good_one_kept(tmp_path, monkeypatch)
     def no_space(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_checksums", no_space)
+    monkeypatch.setattr(checkpoint_writer, "write_checksums", no_space)
     writer.save(fresh(2), 2, ABOUT)
     with pytest.raises(CheckpointError, match="No space left.*last good checkpoint is step 1"):
         writer.wait()

@@ -22,7 +22,7 @@ from jaxlm.model import transformer
 from jaxlm.param import named_leaves
 from jaxlm.run.directory import CHECKPOINTS
 from jaxlm.run.open import described, read_params
-from jaxlm.train.checkpoint import saved_steps
+from jaxlm.train.saved import saved_steps
 
 
 @config
