@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxlm.data.prepare import prepare
-from jaxlm.experiment import check_devices
 from jaxlm.experiment_file import load_experiment
+from jaxlm.experiment_mesh import check_devices
 from jaxlm.layout import make_mesh
 from jaxlm.run.programs import compile_step
 from jaxlm.run.setup import set_up

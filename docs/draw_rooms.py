@@ -23,6 +23,7 @@ ABOUT = {
     "data": "text to batches", "model": "spec and forward",
     "interop": "others' checkpoints", "objective": "batch to loss", "decode": "prompt to text", "train": "one step, its state",
     "eval": "what a model is worth", "experiment": "all that decides a result", "experiment_file": "reads one from Python",
+    "experiment_mesh": "over which devices",
     "run": "a run, start to end", "analysis": "into checkpoints", "plan": "for chips not here", "launch": "somewhere else",
     "sweep": "many runs, one answer", "report": "one page", "commands": "what commands take", "cli": "jaxlm",
 }  # fmt: skip

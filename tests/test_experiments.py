@@ -14,8 +14,8 @@ from jax.sharding import AbstractMesh, AxisType
 
 from jaxlm import param
 from jaxlm.data.packing import Batch
-from jaxlm.experiment import check_devices
 from jaxlm.experiment_file import load_experiment
+from jaxlm.experiment_mesh import check_devices
 from jaxlm.layout import MESH_AXES, Layout
 from jaxlm.model import transformer
 from jaxlm.objective import language_model

@@ -10,8 +10,9 @@ ROOT = Path(__file__).parents[1]
 # Each room may import from those before it and from itself.
 ORDER = [
     {"errors", "locks"}, {"trust", "imported", "module_file"}, {"function_file"}, {"config"}, {"layout", "hardware"}, {"param"},
-    {"ops", "data"}, {"model"}, {"interop"}, {"objective", "decode"}, {"train", "eval"}, {"experiment"}, {"experiment_file"},
-    {"run"}, {"analysis"}, {"plan"}, {"launch"}, {"sweep"}, {"report"}, {"commands"}, {"cli"}, {"__main__"},
+    {"ops", "data"}, {"model"}, {"interop"}, {"objective", "decode"}, {"train", "eval"}, {"experiment"},
+    {"experiment_file", "experiment_mesh"}, {"run"}, {"analysis"}, {"plan"}, {"launch"}, {"sweep"}, {"report"}, {"commands"},
+    {"cli"}, {"__main__"},
 ]  # fmt: skip
 DATA_MAY = {"errors", "locks", "trust", "config", "layout", "data"}
 OPS_MAY = {"ops"}

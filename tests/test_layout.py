@@ -7,8 +7,8 @@ import pytest
 from jax import P
 
 from jaxlm.errors import ConfigError
-from jaxlm.experiment import check_devices
 from jaxlm.experiment_file import load_experiment
+from jaxlm.experiment_mesh import check_devices
 from jaxlm.layout import Layout, slices_of
 
 

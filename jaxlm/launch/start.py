@@ -10,7 +10,8 @@ from rich.console import Console
 
 from jaxlm.data.storage import write_atomically
 from jaxlm.errors import ConfigError, JaxlmError, LaunchError, suggest
-from jaxlm.experiment import Experiment, check_devices
+from jaxlm.experiment import Experiment
+from jaxlm.experiment_mesh import check_devices
 from jaxlm.function_file import parse
 from jaxlm.launch import kubernetes, local, slurm, tpu_vm, xpk
 from jaxlm.launch.job import FOLDER, RECORD, Rendered, Task, new_job, read_job, show_command

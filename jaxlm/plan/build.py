@@ -29,7 +29,8 @@ from jaxlm.data.packing import Batch
 from jaxlm.data.pairs import PairBatch
 from jaxlm.data.storage import write_atomically
 from jaxlm.errors import JaxlmError
-from jaxlm.experiment import Experiment, check_devices
+from jaxlm.experiment import Experiment
+from jaxlm.experiment_mesh import check_devices
 from jaxlm.layout import make_mesh
 from jaxlm.model import transformer
 from jaxlm.model.config import ModelConfig

@@ -11,7 +11,8 @@ from rich.console import Console
 from jaxlm.config import difference, to_dict
 from jaxlm.data.storage import write_atomically
 from jaxlm.errors import PlanError
-from jaxlm.experiment import Experiment, settle_mesh
+from jaxlm.experiment import Experiment
+from jaxlm.experiment_mesh import settle_mesh
 from jaxlm.layout import MESH_AXES, MeshConfig
 from jaxlm.plan.compiled import Stage, compile_for
 from jaxlm.plan.estimate import estimate

@@ -8,7 +8,8 @@ from rich.console import Console
 
 from jaxlm.config import difference
 from jaxlm.errors import ConfigError, JaxlmError
-from jaxlm.experiment import Experiment, check_devices, work_of
+from jaxlm.experiment import Experiment
+from jaxlm.experiment_mesh import check_devices, work_of
 from jaxlm.layout import MESH_AXES
 from jaxlm.plan.compiled import Compiled, compile_for
 from jaxlm.plan.topology import Topology

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxlm.errors import ConfigError, JaxlmError, PlanError
-from jaxlm.experiment import Experiment, check_devices, work_of
+from jaxlm.experiment import Experiment
+from jaxlm.experiment_mesh import check_devices, work_of
 from jaxlm.layout import MESH_AXES
 from jaxlm.plan.compiled import Compiled, compile_for, need_compiler
 from jaxlm.plan.estimate import Estimate, estimate

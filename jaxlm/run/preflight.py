@@ -15,7 +15,8 @@ from jaxlm.data.sources import check_spelling, parse_source
 from jaxlm.data.storage import write_atomically
 from jaxlm.data.tokenizer import train_tokenizer
 from jaxlm.errors import CheckpointError, ConfigError
-from jaxlm.experiment import Experiment, settle_mesh
+from jaxlm.experiment import Experiment
+from jaxlm.experiment_mesh import settle_mesh
 from jaxlm.hardware import chip
 from jaxlm.layout import make_mesh, slices_of
 from jaxlm.model import functions

@@ -11,8 +11,9 @@ from rich.table import Table
 
 from jaxlm import param
 from jaxlm.config import difference, digest, flatten
-from jaxlm.experiment import Experiment, settle_mesh, work_of
+from jaxlm.experiment import Experiment
 from jaxlm.experiment_file import load_experiment
+from jaxlm.experiment_mesh import settle_mesh, work_of
 from jaxlm.hardware import Chip, chip
 from jaxlm.layout import ways as layout_ways
 from jaxlm.model import flops, lora, transformer

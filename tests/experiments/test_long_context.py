@@ -19,7 +19,7 @@ from long_context import LENGTH, LENGTHS, STYLE, Measured, add, base, draw_docum
 from jaxlm.data.packing import pack, row_type
 from jaxlm.data.tokenizer import train_tokenizer
 from jaxlm.eval.retrieval import passkey_tasks
-from jaxlm.experiment import check_devices
+from jaxlm.experiment_mesh import check_devices
 from jaxlm.layout import MeshConfig
 
 

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from jaxlm import cli
 from jaxlm.errors import ConfigError
-from jaxlm.experiment import settle_mesh
 from jaxlm.experiment_file import apply_overrides, load_experiment
+from jaxlm.experiment_mesh import settle_mesh
 from jaxlm.layout import MeshConfig
 from jaxlm.plan.command import for_topology
 from jaxlm.plan.memory import out_of_memory

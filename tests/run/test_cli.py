@@ -11,8 +11,8 @@ import pytest
 from jaxlm.cli import COMMANDS, main
 from jaxlm.config import to_dict
 from jaxlm.errors import CheckpointError, ConfigError
-from jaxlm.experiment import check_devices
 from jaxlm.experiment_file import load_experiment
+from jaxlm.experiment_mesh import check_devices
 from jaxlm.model.moe import Decisions
 from jaxlm.model.moe_config import MoeConfig
 from jaxlm.run.decisions import write_decisions

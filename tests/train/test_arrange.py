@@ -10,7 +10,8 @@ from jaxlm.config import from_dict, to_dict
 from jaxlm.data.prepare import DataConfig
 from jaxlm.data.tokenizer import TokenizerConfig
 from jaxlm.errors import ConfigError
-from jaxlm.experiment import Experiment, check_devices, settle_mesh, work_of
+from jaxlm.experiment import Experiment
+from jaxlm.experiment_mesh import check_devices, settle_mesh, work_of
 from jaxlm.hardware import chip
 from jaxlm.layout import MeshConfig
 from jaxlm.model.presets import PRESETS
