@@ -22,8 +22,8 @@ from jaxlm.experiment import Experiment
 from jaxlm.layout import Layout, make_mesh
 from jaxlm.model.config import ModelConfig
 from jaxlm.run.directory import CHECKPOINTS, TOKENIZER, imported_from, load_config
-from jaxlm.run.evaluate import own_tokenizer
 from jaxlm.run.open import described, read_params
+from jaxlm.run.own_data import data_of
 from jaxlm.train.saved import saved_steps
 
 BYTES_OF_PARAMETERS = 1 << 30  # of checkpoints that were read, kept for the next view
@@ -207,16 +207,7 @@ def _prepared(
     """Return the run's own text, or that of other sources as its tokenizer and settings have it."""
     if tokenizer is None:
         raise DataError(f"{folder} has no tokenizer, its model was imported without one: probes of text cannot be run")
-    data = experiment.data
-    if sources or data.tokenizer.path:
-        data = dataclasses.replace(data, tokenizer=own_tokenizer(experiment, folder))
-    if sources:
-        text = all(source.partition(":")[0] in ("stdlib", "text") for source in sources)
-        form = "text" if text else data.form
-        data = dataclasses.replace(
-            data, sources=tuple(sources), weights=(), validation_sources=(), validation_fraction=0.0, form=form
-        )
-    prepared = prepare(data, report=report)
+    prepared = prepare(data_of(folder, experiment, sources), report=report)
     if prepared.tokenizer.digest != tokenizer.digest:
         raise DataError(
             f"the data of {folder} is tokenised differently now: its sources have changed. Say what to read with --source"

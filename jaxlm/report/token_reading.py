@@ -21,8 +21,8 @@ from jaxlm.report.token_rows import Rows, Texts
 from jaxlm.report.token_text import visible
 from jaxlm.run import display
 from jaxlm.run.directory import imported_from, load_config
-from jaxlm.run.evaluate import data_of
 from jaxlm.run.open import OpenRun, opened
+from jaxlm.run.own_data import data_of
 
 
 class Token(NamedTuple):
@@ -141,7 +141,7 @@ def read_run(
 
 def _own_rows(run: OpenRun, own: Own, out: Any) -> Batch:
     """Return rows as the run was trained on: of its own validation split, or all that sources make."""
-    data, split = data_of(run, own.sources, None), "train" if own.sources else "validation"
+    data, split = data_of(run.folder, run.experiment, own.sources), "train" if own.sources else "validation"
     with display.preparation(out) as progress:
         prepared = prepare(data, report=progress)
     if run.tokenizer is None or prepared.tokenizer.digest != run.tokenizer.digest:

@@ -1,6 +1,5 @@
 """`jaxlm eval`: a checkpoint's loss on any text, conversations or preferences."""
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,12 +10,10 @@ from rich.progress import track
 
 from jaxlm.data.forms import Form
 from jaxlm.data.mixture import Batches
-from jaxlm.data.prepare import DataConfig, prepare
-from jaxlm.data.tokenizer import TokenizerConfig, load_tokenizer
+from jaxlm.data.prepare import prepare
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.eval.language_model import evaluate, target_bytes
 from jaxlm.eval.reach import check_reach
-from jaxlm.experiment import Experiment
 from jaxlm.model import lora
 from jaxlm.model.extension import Extension
 from jaxlm.model.intervention import RouterIntervention, make_edit
@@ -24,9 +21,10 @@ from jaxlm.objective import language_model, own, preference
 from jaxlm.objective.preference_config import PreferenceConfig
 from jaxlm.run import decisions, display
 from jaxlm.run.data import say_faults
-from jaxlm.run.directory import CHECKPOINTS, TOKENIZER, imported_from
+from jaxlm.run.directory import CHECKPOINTS, imported_from
 from jaxlm.run.functions import find_functions
 from jaxlm.run.open import OpenRun, opened, read_adapted
+from jaxlm.run.own_data import data_of
 from jaxlm.run.reference import read_reference, reference_so_far
 from jaxlm.train.step import Sums
 
@@ -54,7 +52,7 @@ def evaluate_run(
     if imported_from(folder) and not sources:
         raise DataError(f"{folder} was imported and has no text of its own: say what to read, --source text:book.txt say")
     with opened(folder, step, extension=extension) as run:
-        tokenizer, data = run.needs_tokenizer(), data_of(run, sources, form)
+        tokenizer, data = run.needs_tokenizer(), data_of(run.folder, run.experiment, sources, form)
         split = "train" if sources else split
         with display.preparation(out) as progress:
             prepared = prepare(data, report=progress)
@@ -96,20 +94,6 @@ def evaluate_run(
     where |= {"extension": extension.label} if extension.changes else {}
     where |= {"reference": measured_against} if measured_against else {}
     print(json.dumps(where | values))
-
-
-def data_of(run: OpenRun, sources: tuple[str, ...], form: Form | None) -> DataConfig:
-    """Return what to read: the run's own data, or other sources as its tokenizer and settings have it."""
-    data = run.experiment.data
-    if sources or data.tokenizer.path:
-        data = dataclasses.replace(data, tokenizer=own_tokenizer(run.experiment, run.folder))
-    if not sources:
-        if form not in (None, data.form):
-            raise ConfigError(f"{run.folder} has data of form {data.form!r}: name {form} to evaluate on with --source")
-        return data
-    text = all(source.partition(":")[0] in ("stdlib", "text") for source in sources)
-    form = form or ("text" if text else data.form)
-    return dataclasses.replace(data, sources=sources, weights=(), validation_sources=(), validation_fraction=0.0, form=form)
 
 
 def _evaluator(
@@ -181,11 +165,3 @@ def _reference_of(run: OpenRun, asked: Path | None, out: Any) -> tuple[dict[str,
     if reference.model != run.trained:
         raise ConfigError(f"the reference {folder} is of another model than {run.folder}: it cannot stand beside it")
     return reference.described(), params
-
-
-def own_tokenizer(experiment: Experiment, folder: Path) -> TokenizerConfig:
-    """Return a configuration that loads the tokenizer which the run was trained with."""
-    config, path = experiment.data.tokenizer, str((folder / TOKENIZER).absolute())
-    if config.kind == "byte":
-        return config
-    return dataclasses.replace(config, path=path, vocab_size=load_tokenizer(path).vocab_size)

@@ -1,6 +1,5 @@
 """What probes of a long context read: rows of text and tasks, made and checked before a device is touched."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from jaxlm.eval.retrieval import Task, TooShort, copy_tasks, needle_tasks, passk
 from jaxlm.experiment import Experiment
 from jaxlm.model.extension import Extension
 from jaxlm.run.directory import TOKENIZER, imported_from
+from jaxlm.run.own_data import data_of
 
 
 class Material(NamedTuple):
@@ -78,9 +78,7 @@ def _text(
     """Return rows of `longest` tokens, and the sources that they are of."""
     data = experiment.data
     if sources:
-        data = dataclasses.replace(
-            data, sources=sources, weights=(), validation_sources=(), validation_fraction=0.0, form="text"
-        )  # fmt: skip
+        data = data_of(folder, experiment, sources, "text")
         split = "train"
     elif imported_from(folder):
         raise DataError(f"{folder} was imported and has no text of its own: say what to read, --source text:book.txt say")
