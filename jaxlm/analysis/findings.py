@@ -60,4 +60,7 @@ def _numbers(results: dict[int, Result]) -> dict[tuple[str, str], None]:
 def _number(result: Result | None, measure: str) -> str:
     found = (result or {"measures": {}})["measures"].get(measure)
     value = found.get("values") if isinstance(found, dict) else None
-    return f"{value:.4g}" if isinstance(value, (int, float)) else "-"
+    try:
+        return f"{value:.4g}" if isinstance(value, (int, float)) else "-"
+    except OverflowError:  # a whole number that no float holds was never measured
+        return "-"

@@ -34,14 +34,20 @@ def damage(path: Path) -> str | None:
     except (OSError, ValueError, AttributeError, TypeError, OverflowError):
         return f"{CHECKSUMS} cannot be read"
     for name, size, digest in entries:
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes instead of {size}"
-        if _hash(file) != digest:
-            return f"{name} has changed since it was written"
+        try:
+            if fault := _changed(path / name, size, digest):
+                return f"{name:.200} {fault}"
+        except OSError as fault:  # a name too long for a file system, or a disk that fails
+            return f"{name:.200} cannot be read: {fault.strerror}"
     return None
+
+
+def _changed(file: Path, size: int, digest: str) -> str | None:
+    if not file.is_file():
+        return "is missing"
+    if file.stat().st_size != size:
+        return f"has {file.stat().st_size} bytes instead of {size}"
+    return None if _hash(file) == digest else "has changed since it was written"
 
 
 def _hash(file: Path) -> str:

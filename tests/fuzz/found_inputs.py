@@ -126,6 +126,12 @@ EXAMPLES = {
     ),
     "a measure that is a number": Example("run-folder", {"analysis/loss/10.json": _RESULT % b"3"}, "accepted", 1),
     "a deep result": Example("run-folder", {"analysis/loss/10.json": DEEP}, "accepted", 1),
+    "a measure of 400 digits": Example(
+        "run-folder", {"analysis/loss/10.json": _RESULT % b'{"unit": "", "values": %s}' % HUGE}, "accepted", 1
+    ),
+    "a file of a checkpoint with a name too long": Example(
+        "run-folder", {"checkpoints/10/checksums.json": b'{"%s": [3, "5d2"]}' % (b"a" * 5000)}, "accepted", 0
+    ),
     "a measure of nothing": Example(
         "sweep-record",
         dict.fromkeys((f"{RUNS}/a/analysis/maps/{step}.json" for step in (10, 20)), _RESULT % _NOTHING),
