@@ -49,6 +49,7 @@ OTHERWISE = (
     ("--lengths 512 1024", "--lengths 128"),
     (".window-size 1024", ".window-size 64"),
     ("--against-step 500", "--against-step 2"),
+    ("--processes 2 --steps 200", "--processes 2 --steps 4"),
 )
 # What is not run, and why.
 LEFT_OUT = (
