@@ -113,6 +113,10 @@ GRANTED = {
 }
 
 
+# What was imported and exported so far, by which command. Imported again it would be another checkpoint to who began from it.
+MADE: dict[str, str] = {}
+
+
 def run(text: str, folder: Path, stdin: str = "") -> str:
     """Run one command by a shell and return what it printed; raise where it fails."""
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
@@ -153,9 +157,6 @@ def _alike(word: str, other: str) -> bool:
 
 def run_page(file: str, folder: Path) -> tuple[int, int, int]:
     """Run the blocks of a page in order; return how many commands ran, were left out, and outputs were the same."""
-    for block in blocks(file):  # what another page has made under the name of what this one is about to make
-        for made in re.findall(r"^jaxlm (?:import|export) .*--to (\S+)", block.text, re.M) if block.language == "bash" else ():
-            shutil.rmtree(folder / made, ignore_errors=True)
     ran = out = compared = 0
     printed = ""
     for block in blocks(file):
@@ -166,7 +167,14 @@ def run_page(file: str, folder: Path) -> tuple[int, int, int]:
                 for name in re.findall(r"runs/\w+", text):
                     if name in GRANTED and not (folder / name).exists():
                         run(GRANTED[name], folder)
-                if why := left_out(command):
+                why = left_out(command)
+                if made := re.match(r"jaxlm (?:import|export) .*--to (\S+)", text):
+                    if MADE.get(made[1]) == text:
+                        why = "an earlier page made it, and a reader makes it once"
+                    else:  # an earlier page made another under this name
+                        shutil.rmtree(folder / made[1], ignore_errors=True)
+                        MADE[made[1]] = text
+                if why:
                     out += 1
                     print(f"  left out: {text}   ({why})", flush=True)
                     if re.match(r"python (-m )?\S*(benchmarks|experiments|fuzz)\S+", text):
