@@ -113,8 +113,9 @@ GRANTED = {
 }
 
 
-# What was imported and exported so far, by which command. Imported again it would be another checkpoint to who began from it.
-MADE: dict[str, str] = {}
+# What was imported and exported so far, by which command, which printed what. Imported again it would be another checkpoint to
+# a run that began from it.
+MADE: dict[str, tuple[str, str]] = {}
 
 
 def run(text: str, folder: Path, stdin: str = "") -> str:
@@ -168,12 +169,11 @@ def run_page(file: str, folder: Path) -> tuple[int, int, int]:
                     if name in GRANTED and not (folder / name).exists():
                         run(GRANTED[name], folder)
                 why = left_out(command)
-                if made := re.match(r"jaxlm (?:import|export) .*--to (\S+)", text):
-                    if MADE.get(made[1]) == text:
-                        why = "an earlier page made it, and a reader makes it once"
-                    else:  # an earlier page made another under this name
-                        shutil.rmtree(folder / made[1], ignore_errors=True)
-                        MADE[made[1]] = text
+                made = re.match(r"jaxlm (?:import|export) .*--to (\S+)", text)
+                if made and MADE.get(made[1], ("", ""))[0] == text:
+                    why, printed = "an earlier page made it, and a reader makes it once", printed + MADE[made[1]][1]
+                elif made:  # of an earlier page it is another's
+                    shutil.rmtree(folder / made[1], ignore_errors=True)
                 if why:
                     out += 1
                     print(f"  left out: {text}   ({why})", flush=True)
@@ -186,8 +186,10 @@ def run_page(file: str, folder: Path) -> tuple[int, int, int]:
                     assert name in os.environ, f"{command.place}: {name} is not set here"
                     continue
                 lines = "Hi! What is the capital of Italy?\nAnd of Spain?\n" if " chat " in f"{text} " else ""
-                printed += run(small(command), folder, lines)
-                ran += 1
+                said = run(small(command), folder, lines)
+                printed, ran = printed + said, ran + 1
+                if made:
+                    MADE[made[1]] = text, said
                 print(f"  {time.monotonic() - began:5.1f} s  {small(command)}", flush=True)
         elif block.language == "python" and block.mark == "run by .ci/docs":
             printed = _run_python(block, folder)
