@@ -1,6 +1,7 @@
 """What probes found, as a table: plain numbers at the first, the middle and the last checkpoint."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jaxlm.analysis.store import Result, left_out, read_all
+from jaxlm.run.tail import finite
 
 
 def findings(run: Path, probes: Sequence[str]) -> Table | None:
@@ -59,8 +61,5 @@ def _numbers(results: dict[int, Result]) -> dict[tuple[str, str], None]:
 
 def _number(result: Result | None, measure: str) -> str:
     found = (result or {"measures": {}})["measures"].get(measure)
-    value = found.get("values") if isinstance(found, dict) else None
-    try:
-        return f"{value:.4g}" if isinstance(value, (int, float)) else "-"
-    except OverflowError:  # a whole number that no float holds was never measured
-        return "-"
+    value = finite(found.get("values")) if isinstance(found, dict) else math.nan
+    return "-" if math.isnan(value) else f"{value:.4g}"
