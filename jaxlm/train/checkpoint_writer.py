@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from jaxlm.train.checksums import write_checksums
 from jaxlm.train.save_faults import SaveFaults
 from jaxlm.train.saved import saved_steps
 from jaxlm.train.step import TrainState
+
+_UNFINISHED = ".orbax-checkpoint-tmp"  # what has this in its name is no checkpoint, and is cleared away by the next writer
 
 
 class CheckpointWriter:
@@ -27,7 +30,7 @@ class CheckpointWriter:
         kept = [policies.LatestN(keep)]
         if keep_every:
             kept.append(policies.EveryNSteps(keep_every))
-        self.folder = folder
+        self.folder, self._keep, self._keep_every = folder, keep, keep_every
         self.last_step = max(saved_steps(folder), default=-1)
         self._pending: threading.Thread | None = None
         self._fault: BaseException | None = None
@@ -88,7 +91,7 @@ class CheckpointWriter:
             raise self._explain(fault) from fault
 
     def close(self) -> None:
-        """Finish writing and let go of the folder; CheckpointError where a save failed."""
+        """Finish writing, leave as many checkpoints as are kept, and let go of the folder; CheckpointError where a save failed."""
         try:
             self.wait()
         finally:
@@ -100,6 +103,17 @@ class CheckpointWriter:
             finally:
                 if self._heard is not None:
                     self._heard.close()
+        if jax.process_index() == 0:
+            self._retire()
+
+    def _retire(self) -> None:
+        """Remove what is one too many: a process was killed between its last save and the removal of an older checkpoint."""
+        for step in saved_steps(self.folder)[: -self._keep]:
+            if not self._keep_every or step % self._keep_every:
+                gone = self.folder / f"{step}{_UNFINISHED}-retired"
+                with suppress(OSError):  # one too many harms nobody
+                    (self.folder / str(step)).rename(gone)
+                    shutil.rmtree(gone)
 
     def _explain(self, fault: BaseException) -> CheckpointError:
         free = shutil.disk_usage(self.folder).free / 2**20

@@ -72,6 +72,13 @@ def test_retention(tmp_path):
     assert saved_steps(tmp_path) == [3, 5, 6]
 
 
+def test_what_a_killed_process_did_not_retire_the_next_does(tmp_path):
+    write(tmp_path, [1, 2, 3, 4], keep=4)
+    (tmp_path / "9.orbax-checkpoint-tmp-retired").mkdir()  # killed while it was removed
+    CheckpointWriter(tmp_path, keep=2, keep_every=2).close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3", "4"]
+
+
 def damage_one(folder, how):
     file = max((f for f in folder.rglob("*") if f.is_file() and f.parent.name == "d"), key=lambda f: f.stat().st_size)
     content = bytearray(file.read_bytes())
