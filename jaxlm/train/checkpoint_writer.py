@@ -91,7 +91,7 @@ class CheckpointWriter:
             raise self._explain(fault) from fault
 
     def close(self) -> None:
-        """Finish writing, leave as many checkpoints as are kept, and let go of the folder; CheckpointError where a save failed."""
+        """Finish writing, retire what is one too many, and let go of the folder; CheckpointError where a save failed."""
         try:
             self.wait()
         finally:
