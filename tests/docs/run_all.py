@@ -39,6 +39,7 @@ SHORT = (
     (r"jaxlm launch .*--on (slurm|tpu-vm|gke|xpk)", "--dry-run"),
     (r"jaxlm sweep .*--on slurm", "--dry-run"),
     (r"jaxlm eval runs/(ipo|dpo)$", "--batches 1"),
+    (r"jaxlm eval .*(other|pairs)\.jsonl", "--batches 1"),
     (r"jaxlm eval .*--router", "--batches 1"),
     (r"jaxlm watch", "--once"),
     (r"jaxlm plan ", "--stage schedule"),
